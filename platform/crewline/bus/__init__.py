@@ -1,0 +1,16 @@
+"""The log: topics, partitions, offsets, groups.
+
+base.py    what every bus promises (Bus, Record, Position…)
+sqlite.py  the embedded log: one file, no server
+"""
+
+from crewline.bus.base import RECORD_BYTES_MAX as RECORD_BYTES_MAX
+from crewline.bus.base import Batch as Batch
+from crewline.bus.base import Bus as Bus
+from crewline.bus.base import Consumer as Consumer
+from crewline.bus.base import GroupLag as GroupLag
+from crewline.bus.base import Message as Message
+from crewline.bus.base import Position as Position
+from crewline.bus.base import Record as Record
+from crewline.bus.base import Tail as Tail
+from crewline.bus.base import TopicInfo as TopicInfo

@@ -1,0 +1,94 @@
+"""The topics of a crew, their settings, and which partition a key belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PARTITIONS = 12  # fixed at creation
+MARKET = "crewline.market"
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a topic must be like.
+
+    `retention_s` and `retention_bytes` bound what is kept (None: kept whole). `compacted` keeps the
+    newest record of each key; a record without a value (a tombstone) removes the key.
+    """
+
+    name: str
+    partitions: int = PARTITIONS
+    compacted: bool = False
+    retention_s: float | None = None
+    retention_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CrewTopics:
+    """The names of one crew's topics under its namespace (`bus.topic_prefix`)."""
+
+    namespace: str
+
+    @property
+    def conversations(self) -> str:
+        return f"{self.namespace}.conversations"
+
+    @property
+    def tokens(self) -> str:
+        return f"{self.namespace}.tokens"
+
+    @property
+    def memory(self) -> str:
+        return f"{self.namespace}.memory"
+
+    @property
+    def audit(self) -> str:
+        return f"{self.namespace}.audit"
+
+    def tools(self, pool: str) -> str:
+        return f"{self.namespace}.tools.{pool}"
+
+    def specs(self, pools: tuple[str, ...], *, partitions: int = PARTITIONS) -> list[TopicSpec]:
+        """Return every topic the crew needs, the market's included."""
+        return [
+            TopicSpec(self.conversations, partitions),
+            *(TopicSpec(self.tools(pool), partitions, retention_s=30 * DAY_S) for pool in pools),
+            TopicSpec(self.tokens, partitions, retention_s=600.0),
+            TopicSpec(self.audit, 1),
+            TopicSpec(MARKET, 1, compacted=True),
+        ]
+
+
+
+def murmur2(data: bytes) -> int:
+    """Return the 32-bit murmur2 hash (unsigned) that Kafka's Java client uses, seed 0x9747b28c."""
+    length = len(data)
+    h = (0x9747B28C ^ length) & 0xFFFFFFFF
+    m = 0x5BD1E995
+    for i in range(0, length - length % 4, 4):
+        k = int.from_bytes(data[i : i + 4], "little")
+        k = (k * m) & 0xFFFFFFFF
+        k ^= k >> 24
+        k = (k * m) & 0xFFFFFFFF
+        h = (h * m) & 0xFFFFFFFF
+        h ^= k
+    tail = data[length - length % 4 :]
+    if tail:
+        h ^= int.from_bytes(tail, "little")
+        h = (h * m) & 0xFFFFFFFF
+    h ^= h >> 13
+    h = (h * m) & 0xFFFFFFFF
+    return h ^ (h >> 15)
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition p, 0 <= p < `partitions`, that holds every record of `key`.
+
+    Raises: ValueError if `partitions` < 1.
+    Source: Apache Kafka's default partitioner (`Utils.murmur2`, sign bit cleared); librdkafka calls
+    it `murmur2_random`.
+    """
+    if partitions < 1:
+        raise ValueError(f"a topic has at least one partition, not {partitions}")
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
