@@ -1,0 +1,678 @@
+"""The protocol: every event of every topic, who writes it, who reacts, and how it looks on the wire.
+
+A record's value is the event's data alone, as JSON; its type and everything that says where it comes
+from are CloudEvents headers (`Envelope`). Fields this version does not know are ignored here and kept
+in the log: a record is never written again from its decoded form, its bytes are copied.
+
+On `<ns>.conversations`, keyed by conversation:
+  IntentPublished TurnStarted ModelReplied ModelFailed CallJudged ApprovalDecided CallCompleted
+  CallResolved DelegationChosen IntentAnswered CancelRequested TurnFinished RecordRejected
+On `<ns>.tools.<pool>`, keyed by conversation:
+  CallRequested CallStarted CallRefused CallRevoked CallAbandoned CallDone
+On `<ns>.tokens`: TokensStreamed CallProgressed · on `<ns>.audit`: CheckpointSigned · on the market: AgentAdvertised
+
+Effect ids (deterministic; the result of an effect has its id as `ce_id`):
+  <conv>:t<turn>  :s<step>  :a<attempt>      and in a step  :c<call>  :j<judgement>  :x<execution>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from crewline_agents.base import CallText, Usage
+
+from crewline.bus.base import Headers, Message, Record
+from crewline.errors import RecordInvalid, UnknownEvent
+
+
+class Data(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A part of an event's data."""
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of all events. `TYPE` is the `ce_type` on the wire."""
+
+    TYPE: ClassVar[str] = ""
+
+
+class Origin(Data, frozen=True):
+    """Whose words an intent's input is.
+
+    kind `user`: a person said it; `agent`: a model of `crew`/`agent` wrote it; `trigger`: an outside
+    topic's record; `untrusted`: nobody vouches for it (an unsealed producer).
+    """
+
+    kind: Literal["user", "agent", "trigger", "untrusted"] = "untrusted"
+    crew: str | None = None
+    agent: str | None = None
+
+
+class ReplyTo(Data, frozen=True):
+    """Where the answer of a delegated intent goes: appended to `topic` under `key`, with id `effect`.
+
+    `token` must come back with it; whoever answers proves with it that the intent reached him.
+    """
+
+    topic: str
+    key: str
+    effect: str
+    token: str
+
+
+class Grant(Data, frozen=True):
+    """What a delegated run may spend, taken from the parent's; None is no bound of its own."""
+
+    tool_calls: int | None = None
+    tokens: int | None = None
+    cost_usd: float | None = None
+    depth: int = 0
+
+
+class Limits(Data, frozen=True):
+    """The bounds of one turn, copied from the crew file when it starts.
+
+    `deadline_ms` is broker time. `attempts` bounds model attempts a step. `guard_s` is how long a
+    call waits for its verdict. `history` is how many earlier turns a brain sees.
+    """
+
+    max_steps: int = 10
+    attempts: int = 4
+    tool_calls: int = 50
+    tokens: int | None = None
+    cost_usd: float | None = None
+    deadline_ms: int = 0
+    guard_s: float = 30.0
+    calls_per_reply: int = 64
+    history: int = 20
+    depth: int = 0
+
+
+class Reason(Data, frozen=True):
+    """Why something was not done, for a model and a person.
+
+    `code` is stable; `say` one sentence; `path` a JSON pointer into the arguments; `fix` machine-readable.
+    """
+
+    code: str
+    say: str
+    path: str | None = None
+    fix: dict[str, Any] | None = None
+
+
+class Spent(Data, frozen=True):
+    """What a turn used, its delegated turns included."""
+
+    steps: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def plus(self, other: Spent) -> Spent:
+        return Spent(
+            self.steps + other.steps,
+            self.tool_calls + other.tool_calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost_usd + other.cost_usd,
+        )
+
+
+# --- conversations -----------------------------------------------------------------------------
+
+
+class IntentPublished(Event, frozen=True):
+    """Work is asked for. Written by clients, triggers and other crews' workers; the worker takes it up.
+
+    `ce_id` is the intent's id: a repeat is the same intent. Exactly one of `agent` and `capability` is
+    set. Unsealed ones count without `user` and with origin untrusted, whatever they claim.
+    """
+
+    TYPE: ClassVar[str] = "intent.published"
+
+    input: Any = None
+    agent: str | None = None
+    capability: str | None = None
+    user: str | None = None
+    origin: Origin = Origin()
+    reply_to: ReplyTo | None = None
+    grant: Grant | None = None
+    deadline_ms: int | None = None
+
+
+class TurnStarted(Event, frozen=True):
+    """An intent was taken up. Written by the worker; `ce_id` is the turn's id.
+
+    `fold` fixes the fold version for the whole turn; `limits` bound it whatever a later crew file says.
+    """
+
+    TYPE: ClassVar[str] = "turn.started"
+
+    turn: int
+    intent: str
+    agent: str
+    crew_version: str
+    fold: int
+    limits: Limits
+
+
+class ModelReplied(Event, frozen=True):
+    """What a brain said in a step. Written by the worker; the guardrail judges its calls, the worker goes on.
+
+    `ce_id` is the step's id. `catalogue` is the hash of the tools the brain was offered.
+    """
+
+    TYPE: ClassVar[str] = "model.replied"
+
+    agent: str
+    attempt: int
+    text: str = ""
+    calls: tuple[CallText, ...] = ()
+    finish: str = "stop"
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    model: str = ""
+    refusal: str | None = None
+    echo: dict[str, Any] | None = None
+    catalogue: str = ""
+
+
+class ModelFailed(Event, frozen=True):
+    """An attempt of a step failed. Written by the worker. Not final while `retry_at_ms` is set."""
+
+    TYPE: ClassVar[str] = "model.failed"
+
+    attempt: int
+    code: str
+    say: str
+    retry_at_ms: int | None = None
+    hint: str | None = None
+
+
+class ApprovalAsked(Data, frozen=True):
+    """Who may approve a held call, and until when (broker time); then it is denied."""
+
+    approvers: tuple[str, ...]
+    deadline_ms: int
+
+
+class CallJudged(Event, frozen=True):
+    """The verdict on one judgement of a call. Written by the guardrail and sealed with its Ed25519 key.
+
+    `ce_id` is the call's id with `:j<judgement>`; the first record of a number stands. It is good for
+    one `execution`, of one `tool` in one `pool`, with the exact bytes that `args_sha256` names:
+    `arguments` if set (amended or edited), else the model's own text. `require_approval` is not final.
+    """
+
+    TYPE: ClassVar[str] = "call.judged"
+
+    call: str
+    judgement: int
+    execution: int
+    conversation: str
+    agent: str
+    tool: str
+    pool: str
+    decision: Literal["allow", "amend", "require_approval", "deny"]
+    args_sha256: str
+    arguments: str | None = None
+    replaces_sha256: str | None = None
+    reasons: tuple[Reason, ...] = ()
+    facts: dict[str, Any] | None = None
+    checks: tuple[str, ...] = ()
+    policy_set: str = ""
+    epoch: int = 0
+    catalogue: str = ""
+    approval: ApprovalAsked | None = None
+    by: str = "guard"
+    issued_ms: int = 0
+    expires_ms: int = 0
+
+
+class ApprovalDecided(Event, frozen=True):
+    """A person, or the deadline, has spoken about a held call. Sealed with the people's key; at the
+    deadline written by the guardrail with its own (`by` "deadline", and only `deny`).
+
+    Counts for the judgement it names and the bytes it names; the first in the log counts.
+    """
+
+    TYPE: ClassVar[str] = "approval.decided"
+
+    call: str
+    judgement: int
+    args_sha256: str
+    decision: Literal["approve", "edit", "deny"]
+    by: str
+    arguments: str | None = None
+    note: str = ""
+
+
+Outcome = Literal["ok", "error", "refused", "revoked", "abandoned", "unknown"]
+
+
+class CallCompleted(Event, frozen=True):
+    """How an execution of a call ended. Written by its tool pool (a copy of `call.done`), or by the
+    worker for built-in tools and for calls that never reached a pool.
+
+    `ce_id` is the execution's id; those that are not final add the outcome to it (`:x1:unknown`), so
+    that the first record of each id is always the one that counts. `output` is text for the model.
+    """
+
+    TYPE: ClassVar[str] = "call.completed"
+
+    call: str
+    execution: int
+    outcome: Outcome
+    output: str = ""
+    code: str | None = None
+    fix: dict[str, Any] | None = None
+    duration_s: float = 0.0
+
+
+class CallResolved(Event, frozen=True):
+    """A person says what became of an unknown call. Sealed with the people's key.
+
+    `ran` closes it with `output`; `not_run` opens the next execution; `give_up` closes it as failed.
+    """
+
+    TYPE: ClassVar[str] = "call.resolved"
+
+    call: str
+    execution: int
+    resolution: Literal["ran", "not_run", "give_up"]
+    by: str
+    output: str = ""
+
+
+class Candidate(Data, frozen=True):
+    """An offer that was looked at, and why it was or was not taken."""
+
+    crew: str
+    agent: str
+    instance: str
+    why: str
+
+
+class DelegationChosen(Event, frozen=True):
+    """Who is asked to do a delegated piece of work, and why. Written by the worker, before anything
+    is published: only the choice that stands is. `ce_id` is the execution's id with `:chosen`."""
+
+    TYPE: ClassVar[str] = "delegation.chosen"
+
+    call: str
+    execution: int
+    capability: str
+    crew: str
+    agent: str
+    topic: str
+    child: str
+    input: Any
+    token: str
+    grant: Grant
+    deadline_ms: int
+    candidates: tuple[Candidate, ...] = ()
+
+
+class IntentAnswered(Event, frozen=True):
+    """The answer of a delegated intent. Written by the child's worker to the parent's conversation;
+    `ce_id` is the execution's id. Must return the `token` of the choice that stands."""
+
+    TYPE: ClassVar[str] = "intent.answered"
+
+    token: str
+    status: Literal["done", "failed", "cancelled"]
+    answer: Any = None
+    reason: Reason | None = None
+    spent: Spent = Spent()
+
+
+class CancelRequested(Event, frozen=True):
+    """Stop this turn. Written by clients, and by a parent's worker to its children."""
+
+    TYPE: ClassVar[str] = "cancel.requested"
+
+    turn: int | None = None
+    intent: str | None = None
+    by: str = ""
+
+
+class TurnFinished(Event, frozen=True):
+    """The end of a turn. Written by the worker; `ce_id` is the turn's id with `:end`."""
+
+    TYPE: ClassVar[str] = "turn.finished"
+
+    turn: int
+    intent: str
+    status: Literal["done", "failed", "cancelled"]
+    answer: Any = None
+    agent: str = ""
+    reason: Reason | None = None
+    spent: Spent = Spent()
+
+
+class RecordRejected(Event, frozen=True):
+    """A record could not be taken as an event, and counts as absent. Written by the worker alone.
+
+    `parks`: the fold itself failed on it, or the log has a gap before it: the conversation ends here.
+    """
+
+    TYPE: ClassVar[str] = "record.rejected"
+
+    partition: int
+    offset: int
+    code: str
+    say: str
+    parks: bool = False
+
+
+# --- tools.<pool> ------------------------------------------------------------------------------
+
+
+class SealedVerdict(Data, frozen=True):
+    """The standing `call.judged` record, byte for byte, with what its seal covers."""
+
+    topic: str
+    key: str
+    id: str
+    value: str
+    seal: str
+
+
+class CallRequested(Event, frozen=True):
+    """Run this call. Written by the worker; `ce_id` is the execution's id with `:requested`.
+
+    `arguments` are the exact bytes that the verdict names; `injected` is what the runtime adds.
+    """
+
+    TYPE: ClassVar[str] = "call.requested"
+
+    call: str
+    execution: int
+    tool: str
+    arguments: str
+    verdict: SealedVerdict
+    agent: str
+    run: str
+    user: str | None = None
+    injected: dict[str, Any] | None = None
+    deadline_ms: int = 0
+
+
+class CallStarted(Event, frozen=True):
+    """A claim: this process runs the execution. The first claim on the partition stands."""
+
+    TYPE: ClassVar[str] = "call.started"
+
+    call: str
+    execution: int
+    nonce: str
+    by: str = ""
+
+
+class CallRefused(Event, frozen=True):
+    """A claim: the execution will not be run, since its verdict does not hold (`code`)."""
+
+    TYPE: ClassVar[str] = "call.refused"
+
+    call: str
+    execution: int
+    code: str
+    say: str
+
+
+class CallRevoked(Event, frozen=True):
+    """A claim, by the worker: the execution must not be run any more."""
+
+    TYPE: ClassVar[str] = "call.revoked"
+
+    call: str
+    execution: int
+    why: str = ""
+
+
+class CallAbandoned(Event, frozen=True):
+    """The claimer came too late to run safely, and did not run. Ends the execution."""
+
+    TYPE: ClassVar[str] = "call.abandoned"
+
+    call: str
+    execution: int
+    nonce: str
+
+
+class CallDone(Event, frozen=True):
+    """How the claimed execution ended, whole. `call.completed` is its copy in the conversation."""
+
+    TYPE: ClassVar[str] = "call.done"
+
+    call: str
+    execution: int
+    outcome: Outcome
+    output: str = ""
+    code: str | None = None
+    fix: dict[str, Any] | None = None
+    duration_s: float = 0.0
+    by: str = "pool"
+
+
+# --- tokens, audit, market ---------------------------------------------------------------------
+
+
+class TokensStreamed(Event, frozen=True):
+    """Text of a step as it is written; shown, never folded. `attempt` tells a failed attempt's text apart."""
+
+    TYPE: ClassVar[str] = "tokens.streamed"
+
+    step: str
+    attempt: int
+    agent: str
+    text: str
+    note: bool = False
+
+
+class CallProgressed(Event, frozen=True):
+    """How far a running tool says it is; shown, never folded."""
+
+    TYPE: ClassVar[str] = "call.progressed"
+
+    call: str
+    execution: int
+    done: float
+    total: float | None = None
+    say: str = ""
+
+
+class CheckpointSigned(Event, frozen=True):
+    """The head of a partition's hash chain. Written by the guardrail, sealed with its Ed25519 key.
+
+    `head` is h(next_offset − 1): see guardrail/audit.py.
+    """
+
+    TYPE: ClassVar[str] = "checkpoint.signed"
+
+    topic: str
+    partition: int
+    next_offset: int
+    head: str
+    at_ms: int
+
+
+class Capability(Data, frozen=True):
+    """A capability on offer."""
+
+    name: str
+    description: str = ""
+    version: str = "1"
+    input: dict[str, Any] | None = None
+    output: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
+    price_usd: float | None = None
+    latency_s: float | None = None
+
+
+class AgentAdvertised(Event, frozen=True):
+    """An agent's instance offers capabilities until its lease is over. Written by each worker; key
+    `crew/agent/instance`; a tombstone withdraws it. Age counts from the broker's timestamp."""
+
+    TYPE: ClassVar[str] = "agent.advertised"
+
+    crew: str
+    crew_version: str
+    agent: str
+    instance: str
+    topic: str
+    capabilities: tuple[Capability, ...]
+    in_flight: int = 0
+    queued: int = 0
+    capacity: int = 0
+    lease_s: float = 15.0
+
+
+EVENTS: Mapping[str, type[Event]] = {
+    event.TYPE: event
+    for event in (
+        IntentPublished,
+        TurnStarted,
+        ModelReplied,
+        ModelFailed,
+        CallJudged,
+        ApprovalDecided,
+        CallCompleted,
+        CallResolved,
+        DelegationChosen,
+        IntentAnswered,
+        CancelRequested,
+        TurnFinished,
+        RecordRejected,
+        CallRequested,
+        CallStarted,
+        CallRefused,
+        CallRevoked,
+        CallAbandoned,
+        CallDone,
+        TokensStreamed,
+        CallProgressed,
+        CheckpointSigned,
+        AgentAdvertised,
+    )
+}
+
+
+# --- the envelope ------------------------------------------------------------------------------
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """An event with its CloudEvents attributes. `run` is the correlation id, `cause` the causation id."""
+
+    id: str
+    type: str
+    source: str
+    subject: str
+    time: str
+    run: str
+    cause: str
+    event: Event
+    traceparent: str | None = None
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODERS = {name: msgspec.json.Decoder(event) for name, event in EVENTS.items()}
+_SPECVERSION = ("ce_specversion", b"1.0")
+_CONTENT_TYPE = ("content-type", b"application/json")
+_TYPE_HEADERS = {name: ("ce_type", name.encode()) for name in EVENTS}
+
+
+def encode(event: Event) -> bytes:
+    """Return the event's data as it stands in a record's value."""
+    return _ENCODER.encode(event)
+
+
+def time_of(at_ms: int) -> str:
+    """Return `at_ms` (Unix milliseconds) as RFC 3339 in UTC, as `ce_time` wants it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def headers_of(
+    event_type: str, id: str, *, source: str, subject: str, at_ms: int, run: str, cause: str, seal: str | None,
+    traceparent: str | None = None,
+) -> Headers:
+    """Return the CloudEvents headers of a record (Kafka protocol binding, binary mode)."""
+    headers = [
+        ("ce_id", id.encode()),
+        _TYPE_HEADERS[event_type],
+        ("ce_source", source.encode()),
+        ("ce_subject", subject.encode()),
+        ("ce_time", time_of(at_ms).encode()),
+        _SPECVERSION,
+        ("ce_correlationid", run.encode()),
+        ("ce_causationid", cause.encode()),
+        _CONTENT_TYPE,
+    ]
+    if traceparent:
+        headers.append(("traceparent", traceparent.encode()))
+    if seal:
+        headers.append(("seal", seal.encode()))
+    return tuple(headers)
+
+
+def header(record: Record | Message, name: str) -> str | None:
+    """Return the first header of that name as text, or None (also if it is no UTF-8)."""
+    for key, value in record.headers:
+        if key == name:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def decode(record: Record) -> Envelope:
+    """Return the event in a record.
+
+    Raises:
+        RecordInvalid: no CloudEvents headers, no value, or data that the event's type does not allow.
+        UnknownEvent: a well-formed record of a type that this version does not know.
+    """
+    attributes = dict(record.headers)
+    try:
+        event_type = attributes["ce_type"].decode()
+        id = attributes["ce_id"].decode()
+    except (KeyError, UnicodeDecodeError):
+        raise RecordInvalid("the record has no ce_id and ce_type headers: it is no CloudEvent") from None
+    if not id:
+        raise RecordInvalid("the record's ce_id is empty")
+    if record.value is None:
+        raise RecordInvalid("the record has no value")
+    decoder = _DECODERS.get(event_type)
+    if decoder is None:
+        raise UnknownEvent(f"unknown event type {event_type!r}; a newer crewline may know it")
+    try:
+        event = decoder.decode(record.value)
+        return Envelope(
+            id=id,
+            type=event_type,
+            source=attributes.get("ce_source", b"").decode(),
+            subject=attributes.get("ce_subject", b"").decode(),
+            time=attributes.get("ce_time", b"").decode(),
+            run=attributes.get("ce_correlationid", b"").decode(),
+            cause=attributes.get("ce_causationid", b"").decode(),
+            event=event,
+            traceparent=attributes["traceparent"].decode() if "traceparent" in attributes else None,
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordInvalid(f"the data of this {event_type} cannot be read: {error}") from None
+
+
+def json_schemas() -> dict[str, Any]:
+    """Return the JSON Schema of every event's data, by wire type, with shared definitions."""
+    events = list(EVENTS.values())
+    schemas, components = msgspec.json.schema_components(events, ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "crewline events",
+        "events": {event.TYPE: schema for event, schema in zip(events, schemas, strict=True)},
+        "$defs": components,
+    }

@@ -1,0 +1,264 @@
+"""Who wrote a record: seals, and the keys behind them.
+
+A seal covers (topic, key, type, ce_id, sha256 of the value), so it cannot be moved to another record.
+On the wire, in the `seal` header: `<algorithm>.<key name>.<hex>`.
+
+  h1.deployment.…   HMAC-SHA256, the deployment's seal key: workers, intake, the guardrail's ordinary records
+  h1.pool/NAME.…    HMAC-SHA256, a key derived from it by HKDF: the tool pool NAME
+  e1.guard-ID.…     Ed25519, the guardrail: verdicts, checkpoints, denials at a deadline
+  e1.people-ID.…    Ed25519, the people (console, CLI): approvals, resolutions
+
+Keys are files in one folder (0600): `seal.key`, `pool-NAME.key`, `guard.key` and `people.key` with
+their public halves `guard-ID.pub`, `people-ID.pub`. Several public halves side by side are a rotation.
+A process holds only the keys of its folder: what it cannot check, it does not accept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crewline.errors import SealError, UsageError
+
+if TYPE_CHECKING:
+    from nacl.signing import SigningKey, VerifyKey
+
+DEPLOYMENT = "deployment"
+_DOMAIN = b"crewline seal v1\n"
+_VERIFIED_MAX = 4_096
+
+
+def pool_key(deployment: bytes, pool: str) -> bytes:
+    """Return a pool's key: HKDF-SHA256 (RFC 5869), salt empty, info `pool/NAME`, 32 bytes (one block)."""
+    extracted = hmac.digest(b"\0" * 32, deployment, "sha256")
+    return hmac.digest(extracted, f"pool/{pool}".encode() + b"\x01", "sha256")
+
+
+def sealed_bytes(topic: str, key: bytes, event_type: str, id: str, value: bytes) -> bytes:
+    """Return what a seal covers. Each part has its length in front, so no two records share it."""
+    parts = (topic.encode(), key, event_type.encode(), id.encode(), hashlib.sha256(value).digest())
+    return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+class Keyring:
+    """The keys a process holds. Never shows one in `repr`.
+
+    Args:
+        deployment: the deployment's seal key, for those who may write ordinary records.
+        pools: pool keys this process holds without the deployment's key.
+        guard, people: Ed25519 seeds, for those who sign.
+        public: public halves by key name (`guard-ID`, `people-ID`).
+    """
+
+    def __init__(
+        self,
+        *,
+        deployment: bytes | None = None,
+        pools: Mapping[str, bytes] | None = None,
+        guard: bytes | None = None,
+        people: bytes | None = None,
+        public: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._deployment = deployment
+        self._pools = dict(pools or {})
+        self._seeds = {"guard": guard, "people": people}
+        self._public = dict(public or {})
+        self._signers: dict[str, tuple[str, SigningKey]] = {}
+        self._verifiers: dict[str, VerifyKey] = {}
+        # Ed25519 costs 100 µs a check, and roles of one process read the same records: remember what held.
+        self._verified: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Keyring {', '.join(self.holds())}>"
+
+    def holds(self) -> list[str]:
+        """Return the names of the keys held, secret ones first, for `crewline keys show`."""
+        secret = [DEPLOYMENT] if self._deployment else []
+        secret += [f"pool/{name}" for name in self._pools]
+        secret += [name for name, seed in self._seeds.items() if seed]
+        return secret + sorted(self._public)
+
+    def without(self, *names: str) -> Keyring:
+        """Return a keyring that lacks the named secret keys (`deployment`, `guard`, `people`)."""
+        return Keyring(
+            deployment=None if DEPLOYMENT in names else self._deployment,
+            pools=self._pools,
+            guard=None if "guard" in names else self._seeds["guard"],
+            people=None if "people" in names else self._seeds["people"],
+            public=self._public,
+        )
+
+    def for_pool(self, pool: str) -> Keyring:
+        """Return what a tool pool's process holds: its own key and the public halves."""
+        return Keyring(pools={pool: self._pool(pool)}, public=self._public)
+
+    def seal(self, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
+        """Return the deployment's seal. Raises: UsageError if this process does not hold the key."""
+        if self._deployment is None:
+            raise UsageError("this process holds no seal key; give it `seal.key` of the keys folder")
+        return self._mac(DEPLOYMENT, self._deployment, sealed_bytes(topic, key, event_type, id, value))
+
+    def seal_as_pool(self, pool: str, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
+        """Return a pool's seal. Raises: UsageError if this process holds no key for it."""
+        return self._mac(f"pool/{pool}", self._pool(pool), sealed_bytes(topic, key, event_type, id, value))
+
+    def sign(self, who: str, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
+        """Return an Ed25519 seal by `who` (`guard` or `people`). Raises: UsageError without that key."""
+        name, signer = self._signer(who)
+        covered = sealed_bytes(topic, key, event_type, id, value)
+        seal = f"e1.{name}.{signer.sign(covered).signature.hex()}"
+        self._remember(seal, covered)
+        return seal
+
+    def check(self, seal: str, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
+        """Return the name of the key that sealed this record: `deployment`, `pool/NAME`, `guard`, `people`.
+
+        Raises: SealError if the seal is malformed, of an unknown key, or does not hold.
+        """
+        algorithm, _, rest = seal.partition(".")
+        name, _, digest = rest.rpartition(".")
+        covered = sealed_bytes(topic, key, event_type, id, value)
+        if algorithm == "h1":
+            expected = self._mac(name, self._secret(name), covered)
+            if not hmac.compare_digest(expected.encode(), seal.encode()):
+                raise SealError(f"the seal of key {name!r} does not hold: the record was changed or forged")
+            return name
+        if algorithm == "e1":
+            self._verify(name, digest, seal, covered)
+            return name.partition("-")[0]
+        raise SealError("the seal is malformed; expected h1.KEY.HEX or e1.KEY.HEX")
+
+    def _mac(self, name: str, secret: bytes, covered: bytes) -> str:
+        return f"h1.{name}.{hmac.digest(secret, covered, 'sha256').hex()}"
+
+    def _secret(self, name: str) -> bytes:
+        if name == DEPLOYMENT and self._deployment is not None:
+            return self._deployment
+        if name.startswith("pool/"):
+            try:
+                return self._pool(name[5:])
+            except UsageError:
+                pass  # said below, as what it is to a reader: a key not held
+        raise SealError(f"sealed with key {name!r}, which this process does not hold")
+
+    def _pool(self, pool: str) -> bytes:
+        if (held := self._pools.get(pool)) is not None:
+            return held
+        if self._deployment is None:
+            raise UsageError(f"this process holds no key for pool {pool!r}; make it with `crewline keys pool {pool}`")
+        self._pools[pool] = derived = pool_key(self._deployment, pool)
+        return derived
+
+    def _signer(self, who: str) -> tuple[str, SigningKey]:
+        if who not in self._signers:
+            from nacl.signing import SigningKey
+
+            seed = self._seeds.get(who)
+            if seed is None:
+                raise UsageError(f"this process holds no {who} key; give it `{who}.key` of the keys folder")
+            key = SigningKey(seed)
+            self._signers[who] = (f"{who}-{key_id(bytes(key.verify_key))}", key)
+        return self._signers[who]
+
+    def _verify(self, name: str, digest: str, seal: str, covered: bytes) -> None:
+        if (seal, covered) in self._verified:
+            return
+        from nacl.exceptions import CryptoError
+        from nacl.signing import VerifyKey
+
+        if name not in self._public:
+            raise SealError(f"signed with key {name!r}, whose public half is not in the keys folder")
+        if name not in self._verifiers:
+            self._verifiers[name] = VerifyKey(self._public[name])
+        try:
+            self._verifiers[name].verify(covered, bytes.fromhex(digest))
+        except (CryptoError, ValueError, TypeError):
+            raise SealError(f"the signature of key {name!r} does not hold: the record was changed or forged") from None
+        self._remember(seal, covered)
+
+    def _remember(self, seal: str, covered: bytes) -> None:
+        self._verified[(seal, covered)] = None
+        if len(self._verified) > _VERIFIED_MAX:
+            self._verified.popitem(last=False)
+
+
+def key_id(public: bytes) -> str:
+    """Return the short name of a public key: the first 8 hex digits of its SHA-256."""
+    return hashlib.sha256(public).hexdigest()[:8]
+
+
+def make_keys(folder: Path) -> None:
+    """Make a deployment's keys in `folder` (0700, files 0600). Keeps what is there.
+
+    Safe against several processes starting at once: each file is made whole under another name and
+    linked into place, and the first one counts.
+    """
+    from nacl.signing import SigningKey
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write_once(folder / "seal.key", secrets.token_bytes(32))
+    for who in ("guard", "people"):
+        _write_once(folder / f"{who}.key", secrets.token_bytes(32))
+        public = bytes(SigningKey(_read_key(folder / f"{who}.key")).verify_key)
+        _write_once(folder / f"{who}-{key_id(public)}.pub", public)
+
+
+def load_keys(folder: Path) -> Keyring:
+    """Return the keys found in `folder`; a role's folder holds only what that role needs.
+
+    Raises: UsageError if the folder is missing, or a file in it is no key.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no keys folder; make one with `crewline keys init {folder}`")
+    secret = {path.stem: _read_key(path) for path in sorted(folder.glob("*.key"))}
+    return Keyring(
+        deployment=secret.get("seal"),
+        pools={name[5:]: key for name, key in secret.items() if name.startswith("pool-")},
+        guard=secret.get("guard"),
+        people=secret.get("people"),
+        public={path.stem: _read_key(path) for path in sorted(folder.glob("*.pub"))},
+    )
+
+
+def write_pool_key(folder: Path, pool: str, target: Path) -> list[Path]:
+    """Make the keys folder of a tool pool: its derived key and the public halves. Return the files."""
+    keyring = load_keys(folder)
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files = {target / f"pool-{pool}.key": keyring._pool(pool)}
+    files |= {target / path.name: _read_key(path) for path in sorted(folder.glob("*.pub"))}
+    for path, content in files.items():
+        _write_once(path, content)
+    return list(files)
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    if path.exists():
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content.hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass  # another process was first: its key counts
+    finally:
+        os.unlink(draft)
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a key (64 hex digits): {error}") from None
+    if len(key) != 32:
+        raise UsageError(f"{path}: a key has 32 bytes (64 hex digits), this one {len(key)}")
+    return key
