@@ -12,31 +12,11 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from crewline.events import CallText as CallText
+from crewline.events import Usage as Usage
+
 Role = Literal["user", "assistant", "tool"]
 Finish = Literal["stop", "tool_calls", "length"]
-
-
-class CallText(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call as the model wrote it. `arguments` is its raw text, never parsed and written again.
-
-    `id` is unique in its reply, non-empty, and the same on a replay (the provider's own, or ours).
-    `valid`: the text is one JSON object by RFC 8259 (the guardrail denies the rest, with a reason).
-    `problem`: why it is not valid. `echo`: provider fields that must go back with the call.
-    """
-
-    id: str
-    name: str
-    arguments: str
-    valid: bool = True
-    problem: str | None = None
-    echo: dict[str, Any] | None = None
-
-
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Token counts as last reported; None where the endpoint gave none."""
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -22,10 +22,10 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
 import msgspec
-from crewline_agents.base import CallText, Usage
 
-from crewline.bus.base import Headers, Message, Record
 from crewline.errors import RecordInvalid, UnknownEvent
+
+Headers = tuple[tuple[str, bytes], ...]
 
 
 class Data(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,6 +36,29 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """Base of all events. `TYPE` is the `ce_type` on the wire."""
 
     TYPE: ClassVar[str] = ""
+
+
+class CallText(Data, frozen=True):
+    """A call as the model wrote it. `arguments` is its raw text, never parsed and written again.
+
+    `id` is unique in its reply, non-empty, and the same on a replay (the provider's own, or ours).
+    `valid`: the text is one JSON object by RFC 8259 (the guardrail denies the rest, with a reason).
+    `problem`: why it is not valid. `echo`: provider fields that must go back with the call.
+    """
+
+    id: str
+    name: str
+    arguments: str
+    valid: bool = True
+    problem: str | None = None
+    echo: dict[str, Any] | None = None
+
+
+class Usage(Data, frozen=True):
+    """Token counts as last reported; None where the endpoint gave none."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 class Origin(Data, frozen=True):
@@ -205,6 +228,7 @@ class CallJudged(Event, frozen=True):
     `ce_id` is the call's id with `:j<judgement>`; the first record of a number stands. It is good for
     one `execution`, of one `tool` in one `pool`, with the exact bytes that `args_sha256` names:
     `arguments` if set (amended or edited), else the model's own text. `require_approval` is not final.
+    `safe`: the tool is `read` or idempotent, so a repeat of the execution does nothing more.
     """
 
     TYPE: ClassVar[str] = "call.judged"
@@ -216,6 +240,7 @@ class CallJudged(Event, frozen=True):
     agent: str
     tool: str
     pool: str
+    safe: bool
     decision: Literal["allow", "amend", "require_approval", "deny"]
     args_sha256: str
     arguments: str | None = None
@@ -565,16 +590,15 @@ EVENTS: Mapping[str, type[Event]] = {
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """An event with its CloudEvents attributes. `run` is the correlation id, `cause` the causation id."""
+    """An event with the CloudEvents attributes that matter here. `run` is the correlation id, `cause`
+    the causation id; `seal` is unchecked."""
 
     id: str
     type: str
-    source: str
-    subject: str
-    time: str
     run: str
     cause: str
     event: Event
+    seal: str | None = None
     traceparent: str | None = None
 
 
@@ -618,9 +642,9 @@ def headers_of(
     return tuple(headers)
 
 
-def header(record: Record | Message, name: str) -> str | None:
+def header(headers: Headers, name: str) -> str | None:
     """Return the first header of that name as text, or None (also if it is no UTF-8)."""
-    for key, value in record.headers:
+    for key, value in headers:
         if key == name:
             try:
                 return value.decode()
@@ -629,14 +653,14 @@ def header(record: Record | Message, name: str) -> str | None:
     return None
 
 
-def decode(record: Record) -> Envelope:
-    """Return the event in a record.
+def decode(headers: Headers, value: bytes | None) -> Envelope:
+    """Return the event of a record with these headers and this value.
 
     Raises:
         RecordInvalid: no CloudEvents headers, no value, or data that the event's type does not allow.
         UnknownEvent: a well-formed record of a type that this version does not know.
     """
-    attributes = dict(record.headers)
+    attributes = dict(headers)
     try:
         event_type = attributes["ce_type"].decode()
         id = attributes["ce_id"].decode()
@@ -644,23 +668,21 @@ def decode(record: Record) -> Envelope:
         raise RecordInvalid("the record has no ce_id and ce_type headers: it is no CloudEvent") from None
     if not id:
         raise RecordInvalid("the record's ce_id is empty")
-    if record.value is None:
+    if value is None:
         raise RecordInvalid("the record has no value")
     decoder = _DECODERS.get(event_type)
     if decoder is None:
         raise UnknownEvent(f"unknown event type {event_type!r}; a newer crewline may know it")
     try:
-        event = decoder.decode(record.value)
+        event = decoder.decode(value)
         return Envelope(
-            id=id,
-            type=event_type,
-            source=attributes.get("ce_source", b"").decode(),
-            subject=attributes.get("ce_subject", b"").decode(),
-            time=attributes.get("ce_time", b"").decode(),
-            run=attributes.get("ce_correlationid", b"").decode(),
-            cause=attributes.get("ce_causationid", b"").decode(),
-            event=event,
-            traceparent=attributes["traceparent"].decode() if "traceparent" in attributes else None,
+            id,
+            event_type,
+            attributes.get("ce_correlationid", b"").decode(),
+            attributes.get("ce_causationid", b"").decode(),
+            event,
+            attributes["seal"].decode() if "seal" in attributes else None,
+            attributes["traceparent"].decode() if "traceparent" in attributes else None,
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordInvalid(f"the data of this {event_type} cannot be read: {error}") from None

@@ -3,7 +3,7 @@
 A seal covers (topic, key, type, ce_id, sha256 of the value), so it cannot be moved to another record.
 On the wire, in the `seal` header: `<algorithm>.<key name>.<hex>`.
 
-  h1.deployment.…   HMAC-SHA256, the deployment's seal key: workers, intake, the guardrail's ordinary records
+  h1.deployment-ID.… HMAC-SHA256, the deployment's seal key: workers, intake, the guardrail's ordinary records
   h1.pool/NAME.…    HMAC-SHA256, a key derived from it by HKDF: the tool pool NAME
   e1.guard-ID.…     Ed25519, the guardrail: verdicts, checkpoints, denials at a deadline
   e1.people-ID.…    Ed25519, the people (console, CLI): approvals, resolutions
@@ -46,6 +46,10 @@ def sealed_bytes(topic: str, key: bytes, event_type: str, id: str, value: bytes)
     return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
+class UnknownKey(SealError):
+    """A seal of a key that this process does not hold: nobody here can vouch for the record."""
+
+
 class Keyring:
     """The keys a process holds. Never shows one in `repr`.
 
@@ -69,6 +73,7 @@ class Keyring:
         self._pools = dict(pools or {})
         self._seeds = {"guard": guard, "people": people}
         self._public = dict(public or {})
+        self._deployment_name = f"{DEPLOYMENT}-{key_id(deployment)}" if deployment else ""
         self._signers: dict[str, tuple[str, SigningKey]] = {}
         self._verifiers: dict[str, VerifyKey] = {}
         # Ed25519 costs 100 µs a check, and roles of one process read the same records: remember what held.
@@ -102,7 +107,7 @@ class Keyring:
         """Return the deployment's seal. Raises: UsageError if this process does not hold the key."""
         if self._deployment is None:
             raise UsageError("this process holds no seal key; give it `seal.key` of the keys folder")
-        return self._mac(DEPLOYMENT, self._deployment, sealed_bytes(topic, key, event_type, id, value))
+        return self._mac(self._deployment_name, self._deployment, sealed_bytes(topic, key, event_type, id, value))
 
     def seal_as_pool(self, pool: str, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
         """Return a pool's seal. Raises: UsageError if this process holds no key for it."""
@@ -119,7 +124,7 @@ class Keyring:
     def check(self, seal: str, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
         """Return the name of the key that sealed this record: `deployment`, `pool/NAME`, `guard`, `people`.
 
-        Raises: SealError if the seal is malformed, of an unknown key, or does not hold.
+        Raises: UnknownKey if this process does not hold its key; SealError if it is malformed or broken.
         """
         algorithm, _, rest = seal.partition(".")
         name, _, digest = rest.rpartition(".")
@@ -128,7 +133,7 @@ class Keyring:
             expected = self._mac(name, self._secret(name), covered)
             if not hmac.compare_digest(expected.encode(), seal.encode()):
                 raise SealError(f"the seal of key {name!r} does not hold: the record was changed or forged")
-            return name
+            return name if name != self._deployment_name else DEPLOYMENT
         if algorithm == "e1":
             self._verify(name, digest, seal, covered)
             return name.partition("-")[0]
@@ -138,14 +143,14 @@ class Keyring:
         return f"h1.{name}.{hmac.digest(secret, covered, 'sha256').hex()}"
 
     def _secret(self, name: str) -> bytes:
-        if name == DEPLOYMENT and self._deployment is not None:
+        if self._deployment is not None and name == self._deployment_name:
             return self._deployment
         if name.startswith("pool/"):
             try:
                 return self._pool(name[5:])
             except UsageError:
                 pass  # said below, as what it is to a reader: a key not held
-        raise SealError(f"sealed with key {name!r}, which this process does not hold")
+        raise UnknownKey(f"sealed with key {name!r}, which this process does not hold")
 
     def _pool(self, pool: str) -> bytes:
         if (held := self._pools.get(pool)) is not None:
@@ -173,7 +178,7 @@ class Keyring:
         from nacl.signing import VerifyKey
 
         if name not in self._public:
-            raise SealError(f"signed with key {name!r}, whose public half is not in the keys folder")
+            raise UnknownKey(f"signed with key {name!r}, whose public half is not in the keys folder")
         if name not in self._verifiers:
             self._verifiers[name] = VerifyKey(self._public[name])
         try:

@@ -6,11 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from crewline.events import Headers
 from crewline.topics import TopicSpec
 
 RECORD_BYTES_MAX = 900_000
-
-Headers = tuple[tuple[str, bytes], ...]
 
 
 class Position(NamedTuple):

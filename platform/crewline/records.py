@@ -1,0 +1,173 @@
+"""Records in and out: an event sealed into a message, a record checked into an entry.
+
+Reading is the border: a record that is no event, stands on a partition its key does not belong to, or
+lacks the seal of somebody who may write it, does not get past `Reader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from crewline import events
+from crewline.bus.base import RECORD_BYTES_MAX, Message, Record
+from crewline.errors import RecordInvalid, RecordTooLarge, SealError
+from crewline.events import Event
+from crewline.seal import DEPLOYMENT, Keyring, UnknownKey
+from crewline.topics import partition_of
+
+GUARD = "guard"
+PEOPLE = "people"
+UNSEALED = ""
+
+_ORDINARY = frozenset({DEPLOYMENT})
+# Who may write each type. A pool's word is bounded further by the fold: only calls sent to that pool.
+WRITERS: dict[str, frozenset[str]] = {
+    "intent.published": frozenset({DEPLOYMENT, UNSEALED}),
+    "turn.started": _ORDINARY,
+    "model.replied": _ORDINARY,
+    "model.failed": _ORDINARY,
+    "call.judged": frozenset({GUARD}),
+    "approval.decided": frozenset({PEOPLE, GUARD}),
+    "call.completed": frozenset({DEPLOYMENT, "pool"}),
+    "call.resolved": frozenset({PEOPLE}),
+    "delegation.chosen": _ORDINARY,
+    "intent.answered": frozenset({DEPLOYMENT, UNSEALED}),
+    "cancel.requested": _ORDINARY,
+    "turn.finished": _ORDINARY,
+    "record.rejected": _ORDINARY,
+    "call.requested": _ORDINARY,
+    "call.revoked": _ORDINARY,
+    "call.started": frozenset({"pool"}),
+    "call.refused": frozenset({"pool"}),
+    "call.abandoned": frozenset({"pool"}),
+    "call.done": frozenset({"pool"}),
+    "tokens.streamed": _ORDINARY,
+    "call.progressed": frozenset({DEPLOYMENT, "pool"}),
+    "checkpoint.signed": frozenset({GUARD}),
+    "agent.advertised": frozenset({DEPLOYMENT, UNSEALED}),
+}
+
+
+class Entry(NamedTuple):
+    """A checked record. `sealed_by` is `deployment`, `guard`, `people`, `pool/NAME` or "" (unsealed)."""
+
+    record: Record
+    key: str
+    id: str
+    type: str
+    run: str
+    cause: str
+    event: Event
+    sealed_by: str
+    seal: str
+
+    @property
+    def at_ms(self) -> int:
+        return self.record.timestamp_ms
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset
+
+
+class Scribe:
+    """Seals events into messages.
+
+    Args:
+        keyring: the keys this role holds.
+        source: `ce_source`, the crew's namespace.
+        seal_as: `deployment` or `pool/NAME`: how ordinary records are sealed.
+        now_ms: the clock for `ce_time` (people only; order and due times come from the broker's).
+    """
+
+    def __init__(self, keyring: Keyring, *, source: str, now_ms: Callable[[], int], seal_as: str = DEPLOYMENT) -> None:
+        self._keyring = keyring
+        self._source = source
+        self._seal_as = seal_as
+        self.now_ms = now_ms
+
+    def message(
+        self,
+        topic: str,
+        key: str,
+        event: Event,
+        *,
+        id: str,
+        run: str,
+        cause: str = "",
+        signed_by: str | None = None,
+        partition: int | None = None,
+        traceparent: str | None = None,
+    ) -> Message:
+        """Return the message of `event`, sealed; `signed_by` (`guard`, `people`) takes Ed25519 instead.
+
+        Raises: RecordTooLarge if its value is over 900 kB; UsageError if the key is not held.
+        """
+        value = events.encode(event)
+        if len(value) > RECORD_BYTES_MAX:
+            raise RecordTooLarge(f"{event.TYPE} {id} has {len(value):,} bytes; a record holds {RECORD_BYTES_MAX:,}")
+        raw_key = key.encode("utf-8", "surrogateescape")
+        if signed_by is not None:
+            seal = self._keyring.sign(signed_by, topic, raw_key, event.TYPE, id, value)
+        elif self._seal_as == DEPLOYMENT:
+            seal = self._keyring.seal(topic, raw_key, event.TYPE, id, value)
+        else:
+            seal = self._keyring.seal_as_pool(self._seal_as[5:], topic, raw_key, event.TYPE, id, value)
+        headers = events.headers_of(
+            event.TYPE, id, source=self._source, subject=key, at_ms=self.now_ms(), run=run, cause=cause, seal=seal,
+            traceparent=traceparent,
+        )
+        return Message(topic, raw_key, value, headers, partition)
+
+
+class Reader:
+    """Checks records of one topic with `partitions` partitions against a keyring."""
+
+    def __init__(self, keyring: Keyring, *, partitions: int) -> None:
+        self._keyring = keyring
+        self._partitions = partitions
+
+    def read(self, record: Record) -> Entry:
+        """Return the entry in `record`.
+
+        Raises:
+            RecordInvalid (SealError among them): it counts as absent, and the worker says so.
+            UnknownEvent: a newer process may know it.
+        """
+        key = record.key
+        envelope = events.decode(record.headers, record.value)
+        if partition_of(key, self._partitions) != record.partition and envelope.type != "record.rejected":
+            raise RecordInvalid(
+                f"key {key[:80]!r} belongs to partition {partition_of(key, self._partitions)}, not {record.partition}: "
+                "its producer must use partitioner=murmur2_random"
+            )
+        try:
+            text = key.decode()
+        except UnicodeDecodeError:
+            raise RecordInvalid("the key is no UTF-8 text") from None
+        if not text:
+            raise RecordInvalid("the record has no key; its key must be the conversation's id")
+        by = self._sealed_by(record, envelope)
+        writers = WRITERS[envelope.type]
+        if by not in writers and not (by.startswith("pool/") and "pool" in writers):
+            raise SealError(
+                f"{envelope.type} may not be written by {by or 'an unsealed producer'}"
+                f" (only by {', '.join(sorted(writer or 'anybody' for writer in writers))})"
+            )
+        return Entry(
+            record, text, envelope.id, envelope.type, envelope.run or envelope.id, envelope.cause, envelope.event, by,
+            envelope.seal or "",
+        )
+
+    def _sealed_by(self, record: Record, envelope: events.Envelope) -> str:
+        if envelope.seal is None:
+            return UNSEALED
+        try:
+            return self._keyring.check(
+                envelope.seal, record.topic, record.key, envelope.type, envelope.id, record.value or b""
+            )
+        except UnknownKey:
+            if UNSEALED in WRITERS[envelope.type]:
+                return UNSEALED  # another deployment's: nobody here vouches for it
+            raise
