@@ -108,7 +108,6 @@ class Limits(Data, frozen=True):
     cost_usd: float | None = None
     deadline_ms: int = 0
     guard_s: float = 30.0
-    calls_per_reply: int = 64
     history: int = 20
     depth: int = 0
 
