@@ -53,7 +53,7 @@ class MarketView:
         self._monotonic = monotonic
         self._offers: dict[str, Offer] = {}
         self._by_capability: dict[str, dict[str, Offer]] = {}
-        self._schemas: dict[int, ArgumentSchema] = {}
+        self._schemas: dict[tuple[str, str], ArgumentSchema] = {}
         self._broker_ms = 0
         self._seen_at = 0.0
 
@@ -64,6 +64,7 @@ class MarketView:
         before = self._offers.pop(key, None)
         for capability in before.advertised.capabilities if before else ():
             self._by_capability[capability.name].pop(key, None)
+            self._schemas.pop((key, capability.name), None)
         if advertised is None:
             return before is not None
         offer = self._offers[key] = Offer(key, advertised, at_ms)
@@ -121,9 +122,9 @@ class MarketView:
         capability = next(each for each in offer.advertised.capabilities if each.name == name)
         if capability.input is None:
             return None
-        schema = self._schemas.get(id(capability.input))
+        schema = self._schemas.get((offer.key, name))
         if schema is None:
-            schema = self._schemas[id(capability.input)] = ArgumentSchema(capability.input)
+            schema = self._schemas[(offer.key, name)] = ArgumentSchema(capability.input)
         if not isinstance(input, dict):
             return ev.Reason("schema.type", f"{name} takes an object as its input")
         problems = schema.problems(input)
@@ -171,14 +172,14 @@ class Marketplace:
 
     async def run(self, *, advertise: bool = True) -> None:
         """Follow and advertise until cancelled; then withdraw."""
-        follow = asyncio.create_task(self._follow())
+        offering = advertise and any(agent.capabilities for agent in self._roster.agents.values())
         try:
-            if advertise and any(agent.capabilities for agent in self._roster.agents.values()):
-                await self._heartbeat()
-            await follow
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow())
+                if offering:
+                    tasks.create_task(self._heartbeat())
         finally:
-            follow.cancel()
-            if advertise:
+            if offering:
                 await self._withdraw()
 
     async def _follow(self) -> None:
