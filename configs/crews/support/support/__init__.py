@@ -1,0 +1,1 @@
+"""A small shop's support desk: tools over a real (SQLite) shop."""
