@@ -36,8 +36,9 @@ WRITERS: dict[str, frozenset[str]] = {
     "cancel.requested": _ORDINARY,
     "turn.finished": _ORDINARY,
     "record.rejected": _ORDINARY,
-    "call.requested": _ORDINARY,
-    "call.revoked": _ORDINARY,
+    # The worker seals what it sends to a pool with that pool's key, which it can derive and the pool can check.
+    "call.requested": frozenset({"pool"}),
+    "call.revoked": frozenset({"pool"}),
     "call.started": frozenset({"pool"}),
     "call.refused": frozenset({"pool"}),
     "call.abandoned": frozenset({"pool"}),
@@ -97,10 +98,12 @@ class Scribe:
         run: str,
         cause: str = "",
         signed_by: str | None = None,
+        seal_as: str | None = None,
         partition: int | None = None,
         traceparent: str | None = None,
     ) -> Message:
-        """Return the message of `event`, sealed; `signed_by` (`guard`, `people`) takes Ed25519 instead.
+        """Return the message of `event`, sealed; `signed_by` (`guard`, `people`) takes Ed25519 instead, and
+        `seal_as` (`pool/NAME`) another key than this scribe's own.
 
         Raises: RecordTooLarge if its value is over 900 kB; UsageError if the key is not held.
         """
@@ -108,12 +111,13 @@ class Scribe:
         if len(value) > RECORD_BYTES_MAX:
             raise RecordTooLarge(f"{event.TYPE} {id} has {len(value):,} bytes; a record holds {RECORD_BYTES_MAX:,}")
         raw_key = key.encode("utf-8", "surrogateescape")
+        seal_as = seal_as or self._seal_as
         if signed_by is not None:
             seal = self._keyring.sign(signed_by, topic, raw_key, event.TYPE, id, value)
-        elif self._seal_as == DEPLOYMENT:
+        elif seal_as == DEPLOYMENT:
             seal = self._keyring.seal(topic, raw_key, event.TYPE, id, value)
         else:
-            seal = self._keyring.seal_as_pool(self._seal_as[5:], topic, raw_key, event.TYPE, id, value)
+            seal = self._keyring.seal_as_pool(seal_as[5:], topic, raw_key, event.TYPE, id, value)
         headers = events.headers_of(
             event.TYPE, id, source=self._source, subject=key, at_ms=self.now_ms(), run=run, cause=cause, seal=seal,
             traceparent=traceparent,

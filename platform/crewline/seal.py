@@ -91,17 +91,22 @@ class Keyring:
 
     def without(self, *names: str) -> Keyring:
         """Return a keyring that lacks the named secret keys (`deployment`, `guard`, `people`)."""
-        return Keyring(
+        return self._sharing(Keyring(
             deployment=None if DEPLOYMENT in names else self._deployment,
             pools=self._pools,
             guard=None if "guard" in names else self._seeds["guard"],
             people=None if "people" in names else self._seeds["people"],
             public=self._public,
-        )
+        ))
 
     def for_pool(self, pool: str) -> Keyring:
         """Return what a tool pool's process holds: its own key and the public halves."""
-        return Keyring(pools={pool: self._pool(pool)}, public=self._public)
+        return self._sharing(Keyring(pools={pool: self._pool(pool)}, public=self._public))
+
+    def _sharing(self, other: Keyring) -> Keyring:
+        """Let roles of one process share what was verified: they trust the same public halves."""
+        other._verified = self._verified
+        return other
 
     def seal(self, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
         """Return the deployment's seal. Raises: UsageError if this process does not hold the key."""

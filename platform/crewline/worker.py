@@ -304,7 +304,7 @@ class Worker:
         )
         topic = self.roster.topics.tools(call.verdict.pool)
         try:
-            return [self._scribe.message(topic, state.id, requested, id=effect.id, run=turn.run, cause=call.judgement_id)]
+            return [self._to_pool(topic, state, requested, effect, turn, call)]
         except RecordTooLarge as error:
             return self._completed(state, call.id, "refused", error.message, "call.too_large")
 
@@ -325,7 +325,16 @@ class Worker:
         assert call.verdict is not None
         revoked = ev.CallRevoked(call.id, call.execution, "the turn is ending")
         topic = self.roster.topics.tools(call.verdict.pool)
-        return [self._scribe.message(topic, state.id, revoked, id=effect.id, run=turn.run, cause=call.judgement_id)]
+        return [self._to_pool(topic, state, revoked, effect, turn, call)]
+
+    def _to_pool(
+        self, topic: str, state: Conversation, event: ev.Event, effect: Effect, turn: Turn, call: Call
+    ) -> Message:
+        assert call.verdict is not None
+        return self._scribe.message(
+            topic, state.id, event, id=effect.id, run=turn.run, cause=call.judgement_id,
+            seal_as=f"pool/{call.verdict.pool}",
+        )
 
     def _builtin(self, effect: Effect, state: Conversation) -> Acted:
         call = _call(state, effect.ref)
