@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -613,6 +614,7 @@ def encode(event: Event) -> bytes:
     return _ENCODER.encode(event)
 
 
+@lru_cache(maxsize=64)
 def time_of(at_ms: int) -> str:
     """Return `at_ms` (Unix milliseconds) as RFC 3339 in UTC, as `ce_time` wants it."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

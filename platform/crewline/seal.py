@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import struct
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "deployment"
 _DOMAIN = b"crewline seal v1\n"
+_LENGTHS = struct.Struct(">4I")
 _VERIFIED_MAX = 4_096
 
 
@@ -41,9 +43,10 @@ def pool_key(deployment: bytes, pool: str) -> bytes:
 
 
 def sealed_bytes(topic: str, key: bytes, event_type: str, id: str, value: bytes) -> bytes:
-    """Return what a seal covers. Each part has its length in front, so no two records share it."""
-    parts = (topic.encode(), key, event_type.encode(), id.encode(), hashlib.sha256(value).digest())
-    return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    """Return what a seal covers. The lengths of its parts come first, so no two records share it."""
+    topic_, type_, id_ = topic.encode(), event_type.encode(), id.encode()
+    lengths = _LENGTHS.pack(len(topic_), len(key), len(type_), len(id_))
+    return b"".join((_DOMAIN, lengths, topic_, key, type_, id_, hashlib.sha256(value).digest()))
 
 
 class UnknownKey(SealError):
