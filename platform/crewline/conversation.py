@@ -522,7 +522,7 @@ def _kept(turn: Turn, event: ev.TurnFinished) -> tuple[ChatMessage, ...]:
         replace(message, text=message.text[:KEPT_TEXT_MAX] + " …[cut]")
         if message.role == "tool" and len(message.text) > KEPT_TEXT_MAX
         else message
-        for message in turn.messages
+        for message in (*turn.messages, *_results(turn.calls))
     )
     if event.status == "done":
         return messages
@@ -623,7 +623,7 @@ def _paused(turn: Turn, at_ms: int) -> Turn:
 
 
 def _next_step(turn: Turn) -> Turn:
-    results = tuple(ChatMessage("tool", _result(call), call_id=call.wire_id, name=call.name) for call in turn.calls)
+    results = _results(turn.calls)
     agent = turn.agent
     for call in turn.calls:
         if call.name == "handoff" and call.outcome is not None and call.outcome.outcome == "ok":
@@ -634,6 +634,10 @@ def _next_step(turn: Turn) -> Turn:
         say = f"The agent took {turn.limits.max_steps} steps without an answer; raise `max_steps` or make the task smaller."
         return replace(turn, failing=ev.Reason("steps.exceeded", say))
     return turn
+
+
+def _results(calls: tuple[Call, ...]) -> tuple[ChatMessage, ...]:
+    return tuple(ChatMessage("tool", _result(call), call_id=call.wire_id, name=call.name) for call in calls)
 
 
 def _result(call: Call) -> str:

@@ -26,7 +26,7 @@ from crewline.conversation import (
     worker_pending,
 )
 from crewline.engine import Acted, Effect
-from crewline.errors import BusError, CrewlineError, ModelError, RecordTooLarge
+from crewline.errors import BusError, CrewlineError, ModelError, RecordTooLarge, UnknownTopic
 from crewline.expressions import Expression
 from crewline.records import Scribe
 from crewline.roster import Agent, Roster
@@ -130,7 +130,10 @@ class Worker:
 
     async def _after_answer(self, state: Conversation, message: Message) -> Sequence[Message]:
         """The next turn forgets the answer owed by the last one, so that one must be safe first."""
-        await self._bus.append(self._answer_messages(state))
+        try:
+            await self._bus.append(self._answer_messages(state))
+        except UnknownTopic as error:
+            log.error("nobody can be answered there: %s", error)  # an outside producer named a topic that is none
         return [message]
 
     def _agent_for(self, asked: ev.IntentPublished, state: Conversation) -> str:
