@@ -17,6 +17,7 @@ Effect ids (deterministic; the result of an effect has its id as `ce_id`):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -602,7 +603,10 @@ class Envelope(msgspec.Struct, frozen=True):
     traceparent: str | None = None
 
 
+LEVELS_MAX = 100
 _ENCODER = msgspec.json.Encoder()
+_PACKER = msgspec.msgpack.Encoder()
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]')
 _DECODERS = {name: msgspec.json.Decoder(event) for name, event in EVENTS.items()}
 _SPECVERSION = ("ce_specversion", b"1.0")
 _CONTENT_TYPE = ("content-type", b"application/json")
@@ -610,8 +614,36 @@ _TYPE_HEADERS = {name: ("ce_type", name.encode()) for name in EVENTS}
 
 
 def encode(event: Event) -> bytes:
-    """Return the event's data as it stands in a record's value."""
-    return _ENCODER.encode(event)
+    """Return the event's data as it stands in a record's value.
+
+    Raises: RecordInvalid if `decode` would refuse it: integers beyond 64 bits, more than 100 levels.
+    """
+    try:
+        value = _ENCODER.encode(event)
+        _check_bounds(event, value)
+    except (OverflowError, RecursionError, UnicodeEncodeError) as error:
+        raise RecordInvalid(f"this {event.TYPE} cannot be written: {error}") from None
+    return value
+
+
+def _check_bounds(event: Event, value: bytes) -> None:
+    """Refuse what decodes but cannot be kept: a snapshot holds what MessagePack can, and a value nested
+    almost too deep to decode cannot be encoded again further down the stack.
+
+    Raises: OverflowError: an integer needs more than 64 bits; RecursionError: over `LEVELS_MAX` levels.
+    """
+    _PACKER.encode(event)
+    # Counting brackets is an upper bound and nearly free; the exact depth is for the rare rest.
+    if value.count(b"[") + value.count(b"{") > LEVELS_MAX:
+        depth = 0
+        for token in _STRING_OR_BRACKET.finditer(value):
+            bracket = token.group()[:1]
+            if bracket in b"[{":
+                depth += 1
+                if depth > LEVELS_MAX:
+                    raise RecursionError(f"it is nested deeper than {LEVELS_MAX} levels")
+            elif bracket in b"]}":
+                depth -= 1
 
 
 @lru_cache(maxsize=64)
@@ -658,10 +690,11 @@ def decode(headers: Headers, value: bytes | None) -> Envelope:
     """Return the event of a record with these headers and this value.
 
     Raises:
-        RecordInvalid: no CloudEvents headers, no value, or data that the event's type does not allow.
+        RecordInvalid: no CloudEvents headers, no value, or data that the event's type does not allow
+            (integers have 64 bits, and nothing is nested deeper than 100 levels).
         UnknownEvent: a well-formed record of a type that this version does not know.
     """
-    attributes = dict(headers)
+    attributes = dict(reversed(headers))  # the first of a name counts, as in `header`
     try:
         event_type = attributes["ce_type"].decode()
         id = attributes["ce_id"].decode()
@@ -676,6 +709,7 @@ def decode(headers: Headers, value: bytes | None) -> Envelope:
         raise UnknownEvent(f"unknown event type {event_type!r}; a newer crewline may know it")
     try:
         event = decoder.decode(value)
+        _check_bounds(event, value)
         return Envelope(
             id,
             event_type,
@@ -685,7 +719,7 @@ def decode(headers: Headers, value: bytes | None) -> Envelope:
             attributes["seal"].decode() if "seal" in attributes else None,
             attributes["traceparent"].decode() if "traceparent" in attributes else None,
         )
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         raise RecordInvalid(f"the data of this {event_type} cannot be read: {error}") from None
 
 

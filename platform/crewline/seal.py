@@ -34,6 +34,7 @@ DEPLOYMENT = "deployment"
 _DOMAIN = b"crewline seal v1\n"
 _LENGTHS = struct.Struct(">4I")
 _VERIFIED_MAX = 4_096
+_DERIVED_MAX = 256
 
 
 def pool_key(deployment: bytes, pool: str) -> bytes:
@@ -74,6 +75,7 @@ class Keyring:
     ) -> None:
         self._deployment = deployment
         self._pools = dict(pools or {})
+        self._derived: dict[str, bytes] = {}
         self._seeds = {"guard": guard, "people": people}
         self._public = dict(public or {})
         self._deployment_name = f"{DEPLOYMENT}-{key_id(deployment)}" if deployment else ""
@@ -165,7 +167,10 @@ class Keyring:
             return held
         if self._deployment is None:
             raise UsageError(f"this process holds no key for pool {pool!r}; make it with `crewline keys pool {pool}`")
-        self._pools[pool] = derived = pool_key(self._deployment, pool)
+        if (derived := self._derived.get(pool)) is None:
+            if len(self._derived) >= _DERIVED_MAX:
+                self._derived.clear()  # names come from seals, which anybody can make up
+            self._derived[pool] = derived = pool_key(self._deployment, pool)
         return derived
 
     def _signer(self, who: str) -> tuple[str, SigningKey]:
@@ -185,12 +190,15 @@ class Keyring:
         from nacl.exceptions import CryptoError
         from nacl.signing import VerifyKey
 
-        if name not in self._public:
+        if name not in self._public or name.partition("-")[0] not in self._seeds:
             raise UnknownKey(f"signed with key {name!r}, whose public half is not in the keys folder")
         if name not in self._verifiers:
             self._verifiers[name] = VerifyKey(self._public[name])
         try:
-            self._verifiers[name].verify(covered, bytes.fromhex(digest))
+            signature = bytes.fromhex(digest)
+            if signature.hex() != digest:
+                raise ValueError("capitals or blanks among its digits")  # one signature, one text
+            self._verifiers[name].verify(covered, signature)
         except (CryptoError, ValueError, TypeError):
             raise SealError(f"the signature of key {name!r} does not hold: the record was changed or forged") from None
         self._remember(seal, covered)
@@ -240,13 +248,24 @@ def load_keys(folder: Path) -> Keyring:
 
 
 def write_pool_key(folder: Path, pool: str, target: Path) -> list[Path]:
-    """Make the keys folder of a tool pool: its derived key and the public halves. Return the files."""
+    """Make the keys folder of a tool pool: its derived key and the public halves. Return the files.
+
+    Raises: UsageError if `pool` cannot be in a file's name, or `target` holds a key that a pool must
+    not have, or another key of the same name.
+    """
+    if not pool or pool.startswith(".") or "/" in pool or "\0" in pool:
+        raise UsageError(f"{pool!r} is no name for a tool pool")
+    for name in ("seal.key", "guard.key", "people.key"):
+        if (target / name).exists():
+            raise UsageError(f"{target} holds {name}, which no tool pool may have; name another folder")
     keyring = load_keys(folder)
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
     files = {target / f"pool-{pool}.key": keyring._pool(pool)}
     files |= {target / path.name: _read_key(path) for path in sorted(folder.glob("*.pub"))}
     for path, content in files.items():
         _write_once(path, content)
+        if _read_key(path) != content:
+            raise UsageError(f"{path} holds another key; remove it if the deployment's keys were made anew")
     return list(files)
 
 
