@@ -399,6 +399,8 @@ def _call_completed(state: Conversation, entry: Entry, event: ev.CallCompleted) 
     pool = call.verdict.pool if call.verdict else None
     if entry.sealed_by != DEPLOYMENT and (entry.sealed_by != f"pool/{pool}" or call.status not in ("granted", "unknown")):
         return _forged(state, entry, f"{entry.sealed_by} was not asked to run call {event.call}")
+    if entry.sealed_by == DEPLOYMENT and _overtaken(call, event):
+        return None
     final = event.outcome in ("ok", "error", "revoked") or (event.outcome == "refused" and event.code != "verdict.expired")
     if entry.id != (call.execution_id if final else f"{call.execution_id}:{event.outcome}"):
         return None
@@ -413,6 +415,13 @@ def _call_completed(state: Conversation, entry: Entry, event: ev.CallCompleted) 
         say = f"{expiries} verdicts in a row had expired when the pool saw them: compare the clocks of guardrail and pool"
         return _close(state, call, ev.CallCompleted(event.call, call.execution, "error", say, "clock.skew"))
     return _put(state, _next_execution(call, entry.at_ms, expiries))
+
+
+def _overtaken(call: Call, event: ev.CallCompleted) -> bool:
+    """The worker gave up waiting, but what it waited for stands before that: the call may be running by now."""
+    if event.code == "guard.unavailable":
+        return call.status != "judging"
+    return call.chosen is not None and event.code != "delegation.deadline"
 
 
 def _next_execution(call: Call, at_ms: int, expiries: int) -> Call:
@@ -475,7 +484,9 @@ def _intent_answered(state: Conversation, entry: Entry, event: ev.IntentAnswered
 
 def _cancel_requested(state: Conversation, entry: Entry, event: ev.CancelRequested) -> Conversation | None:
     turn = state.turn
-    if event.intent is not None and any(queued.id == event.intent for queued in state.queue):
+    if event.intent is not None and (known := [queued for queued in state.queue if queued.id == event.intent]):
+        if known[0].cancelled_by is not None:
+            return None
         # Not taken up yet: it is answered as cancelled when its turn comes, before any step.
         by = event.by or "somebody"
         queue = tuple(replace(each, cancelled_by=by) if each.id == event.intent else each for each in state.queue)
