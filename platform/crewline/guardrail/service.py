@@ -1,0 +1,192 @@
+"""The guardrail's role: it judges every call of a conversation, ends approvals, and keeps the audit chain.
+
+    Engine(Guardrail(...)) on <ns>.conversations: reads model.replied and approval.decided, writes call.judged
+
+Fail closed: whatever goes wrong inside a judgement, the verdict is `deny`; if even that cannot be
+written there is none, and nothing runs without one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from crewline import events as ev
+from crewline.bus.base import Message, Record
+from crewline.conversation import Call, Conversation, ConversationView, guard_pending, sha256_of, step_id
+from crewline.engine import Acted, Effect
+from crewline.errors import RecordTooLarge
+from crewline.guardrail.audit import AuditTrail
+from crewline.guardrail.facts import FactFinder, RunFact, unavailable
+from crewline.guardrail.judge import Decision, Judge, Judgement
+from crewline.guardrail.policies import PolicySet
+from crewline.records import GUARD, Scribe
+from crewline.roster import Roster
+
+log = logging.getLogger("crewline.guardrail")
+
+VERDICT_MS = 60_000  # how long a verdict is good for
+
+
+class Guardrail:
+    """The guardrail's role. Give it to an `Engine` on `<ns>.conversations`.
+
+    Args:
+        roster: the crew as it is now.
+        policies: the policies in force.
+        scribe: holds the guardrail's Ed25519 key.
+        clock_ms: wall clock.
+        run_fact: runs a read tool for a fact; None: policies that need facts deny.
+        audit: where checkpoints of the hash chain go; None: the chain is kept, no checkpoint is written.
+
+    Raises: UsageError if crew and policies do not fit together.
+    """
+
+    name = "guardrail"
+
+    def __init__(
+        self,
+        roster: Roster,
+        *,
+        policies: PolicySet,
+        scribe: Scribe,
+        clock_ms: Callable[[], int],
+        run_fact: RunFact | None = None,
+        audit: AuditTrail | None = None,
+    ) -> None:
+        self.topic = roster.topics.conversations
+        self.view = ConversationView()
+        self._scribe = scribe
+        self._clock_ms = clock_ms
+        self._finder = FactFinder(run_fact) if run_fact is not None else None
+        self._audit = audit if audit is not None else AuditTrail(scribe, clock_ms=clock_ms)
+        self._judge = Judge(roster, policies)
+
+    @property
+    def policies(self) -> PolicySet:
+        """The policies in force."""
+        return self._judge.policies
+
+    def use(self, roster: Roster, policies: PolicySet) -> None:
+        """Put a crew and policies into force, at once and whole. Raises: UsageError; then nothing changes."""
+        self._judge = Judge(roster, policies)
+
+    # --- the engine's side ---------------------------------------------------------------------
+
+    def pending(self, state: Conversation) -> Sequence[Effect]:
+        return guard_pending(state)
+
+    def observe(self, carry: bytes, record: Record) -> bytes:
+        return self._audit.observe(carry, record)
+
+    def checkpoint(self, partition: int, next_offset: int, carry: bytes) -> Sequence[Message]:
+        return self._audit.checkpoint(self.topic, partition, next_offset, carry)
+
+    def act(self, effect: Effect, state: Conversation) -> Acted:
+        call = next((call for call in state.turn.calls if call.id == effect.ref), None) if state.turn else None
+        if call is None:
+            return ()
+        if effect.kind == "approval_deadline":
+            return self._end_approval(effect, state, call)
+        judge = self._judge  # one set for the whole judgement, whatever is put into force meanwhile
+        try:
+            judged = judge.begin(state, call)
+            if judged.facts and not judged.denied:
+                return self._with_facts(effect, state, judge, judged)
+            return self._verdict(effect, state, call, judge, judge.end(judged, {}, []))
+        except Exception:
+            return self._failed(effect, state, call, judge)
+
+    async def _with_facts(
+        self, effect: Effect, state: Conversation, judge: Judge, judged: Judgement
+    ) -> Sequence[Message]:
+        try:
+            if self._finder is None:
+                decision = judge.end(judged, {}, [unavailable(name) for name in judged.facts])
+            else:
+                facts, missing = await self._finder.look_up(judge.policies, judged.facts, judged.values)
+                decision = judge.end(judged, facts, missing)
+            return self._verdict(effect, state, judged.call, judge, decision)
+        except Exception:
+            return self._failed(effect, state, judged.call, judge)
+
+    # --- verdicts ------------------------------------------------------------------------------
+
+    def _verdict(
+        self, effect: Effect, state: Conversation, call: Call, judge: Judge, decision: Decision
+    ) -> Sequence[Message]:
+        """Return the decision as a signed record; a smaller denial if it does not fit into one."""
+        assert state.turn is not None
+        now_ms, spec, policies = self._clock_ms(), decision.tool, judge.policies
+        verdict = ev.CallJudged(
+            call=call.id,
+            judgement=call.judgement,
+            execution=call.execution,
+            conversation=state.id,
+            agent=state.turn.agent,
+            tool=call.name,
+            pool=spec.pool if spec is not None else "",
+            safe=spec.safe if spec is not None else False,
+            decision=decision.action,
+            args_sha256=decision.args_sha256,
+            arguments=decision.arguments,
+            replaces_sha256=decision.replaces_sha256,
+            reasons=decision.reasons,
+            facts=decision.facts,
+            checks=decision.checks,
+            policy_set=policies.name,
+            epoch=policies.epoch,
+            catalogue=decision.catalogue,
+            approval=self._asked(call, policies, decision, now_ms) if decision.action == "require_approval" else None,
+            by=f"person:{decision.person}" if decision.person is not None else GUARD,
+            issued_ms=now_ms,
+            expires_ms=now_ms + VERDICT_MS,
+        )
+        try:
+            return [self._signed(effect, state, verdict)]
+        except RecordTooLarge as error:
+            say = "The verdict on this call does not fit into one record; send smaller arguments."
+            log.warning("%s: %s", effect.id, error.message)
+            return self._denied(effect, state, call, judge, ev.Reason("verdict.too_large", say))
+
+    def _asked(self, call: Call, policies: PolicySet, decision: Decision, now_ms: int) -> ev.ApprovalAsked:
+        approvals = policies.approvals
+        assert approvals is not None, "the judge holds a call only if somebody can approve it"
+        deadline_ms = now_ms + int(approvals.timeout_s * 1000)
+        before = call.verdict.approval if call.verdict is not None else None
+        if before is not None and any(reason.code == "approval.self" for reason in decision.reasons):
+            # Held once more, after a decision that did not count: nobody wins time by that.
+            deadline_ms = min(deadline_ms, before.deadline_ms)
+        return ev.ApprovalAsked(approvals.approvers, deadline_ms)
+
+    def _failed(self, effect: Effect, state: Conversation, call: Call, judge: Judge) -> Sequence[Message]:
+        log.exception("%s: the judgement failed; the call is denied", effect.id)
+        say = "The guardrail could not judge this call, so it was not run."
+        return self._denied(effect, state, call, judge, ev.Reason("guard.error", say))
+
+    def _denied(
+        self, effect: Effect, state: Conversation, call: Call, judge: Judge, reason: ev.Reason
+    ) -> Sequence[Message]:
+        assert state.turn is not None
+        now_ms = self._clock_ms()
+        text = call.edited if call.edited is not None else call.arguments
+        verdict = ev.CallJudged(
+            call=call.id, judgement=call.judgement, execution=call.execution, conversation=state.id,
+            agent=state.turn.agent, tool=call.name, pool="", safe=False, decision="deny",
+            args_sha256=sha256_of(text), reasons=(reason,), policy_set=judge.policies.name,
+            epoch=judge.policies.epoch, issued_ms=now_ms, expires_ms=now_ms + VERDICT_MS,
+        )
+        return [self._signed(effect, state, verdict)]
+
+    def _end_approval(self, effect: Effect, state: Conversation, call: Call) -> Sequence[Message]:
+        assert call.verdict is not None
+        decided = ev.ApprovalDecided(call.id, call.judgement, call.verdict.args_sha256, "deny", "deadline")
+        return [self._signed(effect, state, decided)]
+
+    def _signed(self, effect: Effect, state: Conversation, event: ev.Event) -> Message:
+        assert state.turn is not None
+        cause: Any = step_id(state.id, state.turn)
+        return self._scribe.message(
+            self.topic, state.id, event, id=effect.id, run=state.turn.run, cause=cause, signed_by=GUARD
+        )
