@@ -110,7 +110,7 @@ class Scribe:
         value = events.encode(event)
         if len(value) > RECORD_BYTES_MAX:
             raise RecordTooLarge(f"{event.TYPE} {id} has {len(value):,} bytes; a record holds {RECORD_BYTES_MAX:,}")
-        raw_key = key.encode("utf-8", "surrogateescape")
+        raw_key = key.encode()
         seal_as = seal_as or self._seal_as
         if signed_by is not None:
             seal = self._keyring.sign(signed_by, topic, raw_key, event.TYPE, id, value)
