@@ -1,0 +1,312 @@
+"""A crew, loaded and running: every role in this process, or some of them, on one bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from crewline.bus.base import Bus
+from crewline.client import Answer, Client, Handle, open_address
+from crewline.engine import Engine, EngineOptions
+from crewline.errors import UsageError
+from crewline.marketplace import Marketplace
+from crewline.projection import Frame
+from crewline.records import Reader, Scribe
+from crewline.roster import Roster
+from crewline.seal import Keyring, load_keys, make_keys
+from crewline.topics import PARTITIONS
+from crewline.worker import Worker
+
+if TYPE_CHECKING:
+    from crewline_memory.base import MemoryStore
+    from crewline_tools.pool import ToolPool
+    from crewline_tools.registry import ToolRegistry
+    from crewline_tools.running import Tool
+
+    from crewline.crews.models import CrewConfig
+    from crewline.guardrail import PolicySet
+
+log = logging.getLogger("crewline")
+
+STATE = Path(".crewline")
+ROLES = ("worker", "guardrail", "tools")
+
+
+def clock_ms() -> int:
+    """Return the wall clock in Unix milliseconds."""
+    return int(time.time() * 1000)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """A crew, ready to run. `Crew.load` makes one from a crew file; tests and benchmarks make their own.
+
+    Args:
+        roster: agents, tools, budgets. tools: the functions behind the tools. policies: what the guardrail
+        holds calls to. config: the crew file, if there is one.
+    """
+
+    roster: Roster
+    tools: ToolRegistry
+    policies: PolicySet
+    config: CrewConfig | None = None
+    partitions: int = PARTITIONS
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+    @classmethod
+    def load(cls, path: str | Path, *, overlays: Sequence[str | Path] = (), offline: bool = False) -> Crew:
+        """Return the crew that a crew file declares, its tools and brains imported.
+
+        `offline` gives every agent the model `offline`, which must be scripted.
+        Raises: CrewFileError with every problem of the file; UsageError if a reference cannot be imported.
+        """
+        from crewline.crews.assembly import crew_from_file
+
+        return crew_from_file(Path(path), overlays=[Path(each) for each in overlays], offline=offline)
+
+    @property
+    def name(self) -> str:
+        return self.roster.crew
+
+    def up(self, *, state: Path = STATE, only: Collection[str] | None = None) -> Running:
+        """Return the crew running on the embedded log in `state`; use it as an async context manager.
+
+        `only` names the roles to run here (`worker`, `guardrail`, `tools`, `tools.POOL`); default: all.
+        Raises: UsageError for a role that there is not.
+        """
+        return Running(self, state=state, only=only)
+
+    def ask_sync(self, text: str, *, state: Path = STATE, user: str | None = None, timeout: float | None = None) -> Answer:
+        """Run the crew, ask its entry agent, return the answer: for scripts and notebooks. Raises: as `Running.ask`."""
+
+        async def ask() -> Answer:
+            async with self.up(state=state) as running:
+                return await running.ask(text, user=user, timeout=timeout)
+
+        return asyncio.run(ask())
+
+
+class Running:
+    """A crew's roles at work in this process. Leaving the context hands everything over and stops."""
+
+    def __init__(self, crew: Crew, *, state: Path, only: Collection[str] | None) -> None:
+        self.crew = crew
+        self.roster = crew.roster
+        self.state = state
+        self.roles = _roles(crew.roster, only)
+        self.instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.engines: dict[str, Engine[Any]] = {}
+        self.market: Marketplace | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._pools: list[ToolPool] = []
+        self._stack = AsyncExitStack()
+        self._bus: Bus | None = None
+        self._client: Client | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def bus(self) -> Bus:
+        assert self._bus is not None, "use the running crew as an async context manager"
+        return self._bus
+
+    @property
+    def client(self) -> Client:
+        assert self._client is not None, "use the running crew as an async context manager"
+        return self._client
+
+    @property
+    def entry(self) -> str:
+        """The agent a chat talks to: the crew file's `console.entry`, else the first one."""
+        return self.roster.entry or next(iter(self.roster.agents))
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        from crewline_memory.sqlite import open_store
+
+        await self._stack.__aenter__()
+        try:
+            make_keys(self.state / "keys")
+            keyring = load_keys(self.state / "keys")
+            self._bus = bus = await open_address(f"embedded:{self.state}")
+            self._stack.push_async_callback(bus.close)
+            await bus.create_topics(self.roster.topics.specs(self.roster.pools, partitions=self.crew.partitions))
+            store = await open_store(self.state, self.roster.topics.namespace)
+            self._stack.push_async_callback(store.close)
+            self._client = await self._stack.enter_async_context(
+                Client(bus, self.roster.topics.namespace, keys=keyring.without("guard"))
+            )
+            self._start(keyring, bus, store)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for engine in self.engines.values():
+            engine.stop()
+        market = self._tasks.pop("market", None)
+        if market is not None:
+            market.cancel()
+        await asyncio.gather(*self._tasks.values(), *([market] if market else []), return_exceptions=True)
+        await asyncio.gather(*(pool.close() for pool in self._pools))
+        for brain in {id(agent.brain): agent.brain for agent in self.roster.agents.values()}.values():
+            await brain.close()
+        await self._stack.aclose()
+
+    def _start(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+        for role in self.roles:
+            if role == "worker":
+                self._start_worker(keyring.without("guard", "people"), bus, store)
+            elif role == "guardrail":
+                self._start_guardrail(keyring.without("people"), bus, store)
+            else:
+                self._start_pool(role.removeprefix("tools."), keyring, bus, store)
+        for name, engine in self.engines.items():
+            self._tasks[name] = asyncio.create_task(engine.run(), name=name)
+
+    def _engine(self, name: str, role: Any, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+        self.engines[name] = Engine(
+            role,
+            bus=bus,
+            store=store,
+            reader=Reader(keyring, partitions=self.crew.partitions),
+            group=f"{self.roster.topics.namespace}.{name}",
+            clock_ms=clock_ms,
+            options=self.crew.options,
+            member=self.instance,
+        )
+
+    def _start_worker(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+        scribe = Scribe(keyring, source=self.roster.topics.namespace, now_ms=clock_ms)
+        self.market = market = Marketplace(
+            bus, self.roster, scribe=scribe, reader=Reader(keyring, partitions=1), instance=self.instance,
+            load=self._load, changed=self._market_changed,
+        )
+        worker = Worker(self.roster, scribe=scribe, bus=bus, market=market, clock_ms=clock_ms)
+        self._engine("worker", worker, keyring, bus, store)
+        self._tasks["market"] = asyncio.create_task(market.run(), name="market")
+
+    def _load(self) -> tuple[int, int, int]:
+        engine = self.engines["worker"]
+        return engine.in_flight(), 0, self.crew.options.slots
+
+    def _market_changed(self) -> None:
+        self.engines["worker"].reconsider()
+
+    def _start_guardrail(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+        from crewline_tools.reading import ReadTools
+
+        from crewline.guardrail import AuditTrail, Guardrail
+
+        scribe = Scribe(keyring, source=self.roster.topics.namespace, now_ms=clock_ms)
+        facts = ReadTools(self._functions())
+        self._stack.callback(facts.close)
+        guardrail = Guardrail(
+            self.roster,
+            policies=self.crew.policies,
+            scribe=scribe,
+            clock_ms=clock_ms,
+            run_fact=facts.run,
+            audit=AuditTrail(
+                scribe, clock_ms=clock_ms, audit_topic=self.roster.topics.audit, file=self.state / "audit.jsonl"
+            ),
+        )
+        self._engine("guardrail", guardrail, keyring, bus, store)
+
+    def _start_pool(self, pool: str, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+        from crewline_tools.pool import ToolPool
+
+        held = keyring.for_pool(pool)
+        role = ToolPool(
+            pool,
+            self.crew.tools.of_pool(pool),
+            topics=self.roster.topics,
+            scribe=Scribe(held, source=self.roster.topics.namespace, now_ms=clock_ms, seal_as=f"pool/{pool}"),
+            keyring=held,
+            bus=bus,
+            clock_ms=clock_ms,
+        )
+        self._pools.append(role)
+        self._engine(role.name, role, held, bus, store)
+
+    def _functions(self) -> dict[str, Tool]:
+        return {name: self.crew.tools[name] for name in self.crew.tools}
+
+    async def ready(self) -> None:
+        """Wait until every role here has folded its part of the log, and knows the market."""
+        await asyncio.gather(*(engine.ready() for engine in self.engines.values()))
+        if self.market is not None:
+            await self.market.loaded()
+
+    async def serve(self) -> None:
+        """Work until `stop`. Raises whatever ends a role."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait({stopping, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            stopping.cancel()
+
+    def stop(self) -> None:
+        """End `serve`."""
+        self._stopping.set()
+
+    # --- asking --------------------------------------------------------------------------------
+
+    async def ask(
+        self, text: str, *, user: str | None = None, conversation: str | None = None, agent: str | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Ask the entry agent (or `agent`) and wait. Raises: RunFailed, TimedOut; see `Client.ask`."""
+        return await self.client.ask(
+            text, agent=agent or self.entry, user=user, conversation=conversation, timeout=timeout
+        )
+
+    def stream(
+        self, text: str, *, user: str | None = None, conversation: str | None = None, agent: str | None = None
+    ) -> AsyncIterator[Frame]:
+        """Ask, and yield the run's records as they come; see `Client.stream`."""
+        return self.client.stream(text, agent=agent or self.entry, user=user, conversation=conversation)
+
+    async def publish(
+        self, capability: str, input: Mapping[str, Any] | str, *, user: str | None = None,
+        conversation: str | None = None,
+    ) -> Handle:
+        """Publish an intent to a capability; return a handle on it."""
+        return await self.client.publish(input, capability=capability, user=user, conversation=conversation)
+
+    async def approve(self, call: str, *, by: str, note: str = "") -> None:
+        """See `Client.approve`."""
+        await self.client.approve(call, by=by, note=note)
+
+    async def edit(self, call: str, arguments: str, *, by: str, note: str = "") -> None:
+        """See `Client.edit`."""
+        await self.client.edit(call, arguments, by=by, note=note)
+
+    async def deny(self, call: str, *, by: str, note: str = "") -> None:
+        """See `Client.deny`."""
+        await self.client.deny(call, by=by, note=note)
+
+
+def _roles(roster: Roster, only: Collection[str] | None) -> list[str]:
+    every = ["worker", "guardrail", *(f"tools.{pool}" for pool in roster.pools)]
+    if only is None:
+        return every
+    wanted: list[str] = []
+    for name in only:
+        fits = [role for role in every if role == name or (name == "tools" and role.startswith("tools."))]
+        if not fits:
+            raise UsageError(f"there is no role {name!r}; this crew has: {', '.join(every)} (tools: every pool)")
+        wanted += fits
+    return list(dict.fromkeys(wanted))
