@@ -33,14 +33,12 @@ test: $(READY)  ## every test
 test-fast: $(READY)  ## unit and contract tests: no services, seconds
 	$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
 
-simulate: $(READY)  ## seeded simulations of crashes, repeats and zombies (SEEDS=1000)
-	$(BIN)/python -m pytest tests/faults tests/flow -k simulat $(ARGS)
+simulate: $(READY)  ## seeded simulations of crashes, repeats and zombies (ARGS for pytest)
+	$(BIN)/python -m pytest tests/simulation $(ARGS)
 
-bench: $(READY)  ## every benchmark, one after the other
-	@set -e; for bench in benchmarks/bench_*.py; do \
-	  [ -e "$$bench" ] || { echo "no benchmarks"; exit 0; }; \
-	  echo "== $$bench"; $(BIN)/python "$$bench" $(ARGS); \
-	done
+bench: $(READY)  ## throughput of whole turns, then the kill test
+	$(BIN)/python benchmarks/turns.py --conversations 50 --turns 20 --tools 1
+	$(BIN)/python benchmarks/kill.py --turns 100 --kills 10 --stops 5
 
 schema: $(READY)  ## write the events' JSON Schema to docs/events.schema.json
 	@$(BIN)/python -c 'import json; from crewline import events; print(json.dumps(events.json_schemas(), indent=2, ensure_ascii=False))' > docs/events.schema.json.new

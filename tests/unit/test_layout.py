@@ -21,6 +21,7 @@ PACKAGES = {
     "crewline_tools": ROOT / "tools" / "crewline_tools",
     "crewline_memory": ROOT / "memory" / "crewline_memory",
 }
+TEMPLATES = ROOT / "configs" / "crews"  # in the wheel: crewline/templates
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Lazily imported by the one module that needs them: the command line's start must not pay for them.
 HEAVY = ["aiokafka", "apsw", "autogen", "cel", "jsonschema_rs", "langchain", "nacl", "openai", "pydantic", "redis", "uvicorn"]
@@ -61,7 +62,9 @@ def test_a_package_imports_from_its_folder_and_is_typed(name: str) -> None:
 def test_the_project_file_names_the_four_packages() -> None:
     folders = [package.parent.name for package in PACKAGES.values()]
     tool = PROJECT["tool"]
-    assert tool["hatch"]["build"]["targets"]["wheel"]["packages"] == [name_of(each) for each in PACKAGES.values()]
+    wheel = tool["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["only-include"] == [*map(name_of, PACKAGES.values()), name_of(TEMPLATES)]
+    assert wheel["sources"] == {folder: "" for folder in folders} | {name_of(TEMPLATES): "crewline/templates"}
     assert tool["hatch"]["build"]["dev-mode-dirs"] == folders
     assert tool["mypy"]["packages"] == tool["importlinter"]["root_packages"] == list(PACKAGES)
     assert tool["mypy"]["mypy_path"].split(":") == folders
@@ -127,6 +130,9 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
         for path in tracked()
         for folder in PACKAGES.values()
         if path.is_relative_to(folder)
+    }
+    expected |= {
+        f"crewline/templates/{path.relative_to(TEMPLATES).as_posix()}" for path in tracked() if path.is_relative_to(TEMPLATES)
     }
     assert expected - inside == set()
     assert {name for name in inside if name.endswith((".pyc", ".key")) or "/." in name} == set()
