@@ -154,3 +154,12 @@ def test_importing_the_package_loads_next_to_nothing() -> None:
 def test_the_command_line_starts_without_the_heavy_parts() -> None:
     has_cli = (PACKAGES["crewline"] / "cli" / "__init__.py").exists()
     assert loaded_after("import crewline.cli" if has_cli else "import crewline") & set(HEAVY) == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{name_of(page)}: {target}")
+    assert broken == []
