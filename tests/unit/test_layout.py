@@ -64,7 +64,7 @@ def test_the_project_file_names_the_four_packages() -> None:
     tool = PROJECT["tool"]
     wheel = tool["hatch"]["build"]["targets"]["wheel"]
     assert wheel["only-include"] == [*map(name_of, PACKAGES.values()), name_of(TEMPLATES)]
-    assert wheel["sources"] == {folder: "" for folder in folders} | {name_of(TEMPLATES): "crewline/templates"}
+    assert wheel["sources"] == dict.fromkeys(folders, "") | {name_of(TEMPLATES): "crewline/templates"}
     assert tool["hatch"]["build"]["dev-mode-dirs"] == folders
     assert tool["mypy"]["packages"] == tool["importlinter"]["root_packages"] == list(PACKAGES)
     assert tool["mypy"]["mypy_path"].split(":") == folders
