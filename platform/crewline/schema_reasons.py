@@ -64,6 +64,8 @@ def reason_of(error: ValidationError, schema: Mapping[str, Any]) -> list[ev.Reas
     """Return `error` as reasons: one, or one for each argument that is not declared."""
     kind, facts, path = error.kind.name, error.kind.as_dict(), list(error.instance_path)
     code = "schema." + _CODES.get(kind, "invalid")
+    if kind == "falseSchema" and path:
+        return [_extra(path[:-1], str(path[-1]), error, schema)]
     if code == "schema.extra":
         return [_extra(path, name, error, schema) for name in facts.get("unexpected", ["?"])]
     where = pointer(path)
@@ -77,7 +79,7 @@ def reason_of(error: ValidationError, schema: Mapping[str, Any]) -> list[ev.Reas
             fix |= {key: declared[key] for key in ("type", "enum") if key in declared}
         return [ev.Reason(code, f"The argument {name!r} is missing.", pointer([*path, name]), fix)]
     if kind == "type":
-        types = facts["types"]
+        types = sorted(facts["types"], key=lambda name: (name == "null", name))
         say = f"{what} must be {_a(types)}, not {_kind(error.instance)} ({got})."
         return [ev.Reason(code, say, where, {"type": types[0] if len(types) == 1 else types})]
     if kind in ("enum", "const"):

@@ -8,6 +8,7 @@ What is wrong is put into words in `schema_reasons.py`.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ def closed(parameters: Mapping[str, Any]) -> dict[str, Any]:
     top: dict[str, Any] = _closed(parameters)
     top.setdefault("type", "object")
     if not any(key in top for key in ("additionalProperties", "unevaluatedProperties", *_IN_PLACE)):
-        top["additionalProperties"] = False
+        # With no `properties` at all the engine would speak of a false schema, and name no argument.
+        top |= {"properties": {}, "additionalProperties": False}
     return top
 
 
@@ -191,7 +193,9 @@ def _as_type(value: Any, wanted: str) -> tuple[Any] | None:
         if _NUMBER.fullmatch(text) and abs(number := float(text)) < 2**53 and number.is_integer():
             return (int(number),)
     elif wanted == "number" and _NUMBER.fullmatch(text):
-        return (int(text),) if _INTEGER.fullmatch(text) else (float(text),)
+        if _INTEGER.fullmatch(text):
+            return (int(text),)
+        return (number,) if math.isfinite(number := float(text)) else None
     elif wanted == "boolean" and text.lower() in ("true", "false"):
         return (text.lower() == "true",)
     elif wanted == "array" and text.startswith("[") and text.endswith("]"):
@@ -200,12 +204,26 @@ def _as_type(value: Any, wanted: str) -> tuple[Any] | None:
 
 
 def _list_in(text: str) -> tuple[Any] | None:
-    from crewline.strict_json import StrictJsonError, decode_object
-
+    """Return the list that `text` is as strict JSON; of two readings none is certain."""
     try:
-        return (decode_object('{"list":' + text + "}")["list"],)
-    except (StrictJsonError, KeyError):
+        return (_LIST.decode(text),)
+    except (ValueError, RecursionError):
         return None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits} is no number of JSON")
+    return number
+
+
+_LIST = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
 
 
 def _folded(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +43,7 @@ class FactFinder:
     ) -> tuple[Any, ev.Reason | None]:
         fact = policies.facts[name]
         try:
-            args = {arg: whole(expression.evaluate(values)) for arg, expression in fact.args.items()}
+            args = {arg: expression.evaluate(values) for arg, expression in fact.args.items()}
             return await asyncio.wait_for(self._run_fact(fact.rule.tool, args), self._timeout_s), None
         except Exception as error:
             log.warning("fact %r (tool %r) is not available: %s: %s", name, fact.rule.tool, type(error).__name__, error)
@@ -55,24 +54,3 @@ def unavailable(name: str) -> ev.Reason:
     """Return the reason for a fact that could not be looked up."""
     say = f"The fact {name!r}, which this call is checked against, cannot be looked up now."
     return ev.Reason("facts.unavailable", say, fix={"retry": True})
-
-
-def doubles(value: Any) -> Any:
-    """Return a JSON value with every number as a double, as expressions see it; `> 50` and `> 50.0` both work."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.copysign(math.inf, value)
-    if isinstance(value, dict):
-        return {key: doubles(each) for key, each in value.items()}
-    return [doubles(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def whole(value: Any) -> Any:
-    """Return a JSON value with whole doubles as integers again: an order number is no 1001.0 to a tool."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: whole(each) for key, each in value.items()}
-    return [whole(each) for each in value] if isinstance(value, list | tuple) else value

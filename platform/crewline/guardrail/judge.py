@@ -21,7 +21,6 @@ from crewline.conversation import Call, Conversation, Turn, sha256_of
 from crewline.errors import UsageError
 from crewline.guardrail.catalogue import Catalogue, Offer
 from crewline.guardrail.decode import decode
-from crewline.guardrail.facts import doubles
 from crewline.guardrail.limits import limits
 from crewline.guardrail.policies import PolicySet
 from crewline.roster import Roster
@@ -171,7 +170,7 @@ class Judge:
         if missing:
             judged.denied += missing
             return
-        judged.values["facts"] = doubles(dict(facts))
+        judged.values["facts"] = dict(facts)
         decided = self.policies.decide(spec.name, judged.turn.agent, spec.effect, judged.values)
         if decided.action == "deny":
             judged.denied += decided.reasons
@@ -208,7 +207,7 @@ class Judge:
             for message in messages
         )
         return {
-            "args": doubles(judged.args),
+            "args": judged.args,
             "facts": {},
             "user": {"id": turn.asked.user},
             "run": {"id": turn.run, "gathered": []},

@@ -10,7 +10,6 @@ name and its `reason` alone.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -25,9 +24,6 @@ Action = Literal["allow", "require_approval", "deny"]
 NAMES = ("args", "facts", "user", "run", "agent", "tool", "effect", "origins", "untrusted_seen")
 FACT_NAMES = ("args", "user", "run")
 _ORDER: Mapping[Action, int] = {"allow": 0, "require_approval": 1, "deny": 2}
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
-_FACT = re.compile(r"(?<![\w.])facts\s*\.\s*([A-Za-z_]\w*)")
-_FACTS = re.compile(r"(?<![\w.])facts\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,8 @@ class _Policy:
             raise UsageError(f"policy {rule.name!r}: action {rule.action!r} is none of {', '.join(_ORDER)}")
         self.rule = rule
         self.expression = None if rule.when is None else _compile(f"policy {rule.name!r}", rule.when, NAMES)
-        self.facts = frozenset() if rule.when is None else _facts_in(rule.when, known)
+        read = frozenset() if self.expression is None else self.expression.fields("facts")
+        self.facts: frozenset[str] = known if read is None else read
         if unknown := self.facts - known:
             there = ", ".join(sorted(known)) or "none"
             raise UsageError(f"policy {rule.name!r}: no fact {sorted(unknown)[0]!r} is declared; there is: {there}")
@@ -194,10 +191,3 @@ def _compile(where: str, text: str, names: Sequence[str]) -> Expression:
         return Expression.compile(text, names=names)
     except CrewlineError as error:
         raise UsageError(f"{where}: {error.message}", hint=error.hint) from None
-
-
-def _facts_in(text: str, known: frozenset[str]) -> frozenset[str]:
-    """Return the facts that an expression reads; all of them if it uses `facts` in any other way."""
-    bare = _QUOTED.sub("''", text)
-    named = _FACT.findall(bare)
-    return known if len(_FACTS.findall(bare)) > len(named) else frozenset(named)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from crewline import events as ev
 from crewline.bus.base import Message, Record
 from crewline.conversation import Call, Conversation, ConversationView, guard_pending, sha256_of, step_id
 from crewline.engine import Acted, Effect
-from crewline.errors import RecordTooLarge
+from crewline.errors import RecordInvalid, RecordTooLarge
 from crewline.guardrail.audit import AuditTrail
 from crewline.guardrail.facts import FactFinder, RunFact, unavailable
 from crewline.guardrail.judge import Decision, Judge, Judgement
@@ -145,7 +144,7 @@ class Guardrail:
         )
         try:
             return [self._signed(effect, state, verdict)]
-        except RecordTooLarge as error:
+        except (RecordTooLarge, RecordInvalid) as error:  # too much, too deep, a number beyond 64 bits
             say = "The verdict on this call does not fit into one record; send smaller arguments."
             log.warning("%s: %s", effect.id, error.message)
             return self._denied(effect, state, call, judge, ev.Reason("verdict.too_large", say))
@@ -186,7 +185,7 @@ class Guardrail:
 
     def _signed(self, effect: Effect, state: Conversation, event: ev.Event) -> Message:
         assert state.turn is not None
-        cause: Any = step_id(state.id, state.turn)
+        cause = step_id(state.id, state.turn)
         return self._scribe.message(
             self.topic, state.id, event, id=effect.id, run=state.turn.run, cause=cause, signed_by=GUARD
         )
