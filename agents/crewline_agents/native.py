@@ -3,7 +3,7 @@
 wire_request.py  what is sent
 wire_sse.py      bytes to events
 wire_stream.py   events to a reply, with wire_calls.py for its tool calls
-wire_errors.py   what a failure means
+wire_errors.py   what a failure means, with wire_waits.py for how long to wait
 
 Nothing is tried twice here: the worker does that, from the log. The one exception is a server that
 refuses the name of a parameter; then the request goes out once more without it, since nothing was done.

@@ -8,16 +8,14 @@ retryable, other 4xx fatal). A failure inside a 200 reply that names none of the
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from crewline.errors import ModelError
 
 from crewline_agents.wire_text import encodable
+from crewline_agents.wire_waits import wait_in_body, wait_in_headers
 
 WAIT_S_LONG = 300.0  # nobody should sit in a turn for longer
 MESSAGE_CHARS_MAX = 500
@@ -58,13 +56,6 @@ _QUOTA_WORDS = re.compile(
     re.IGNORECASE,
 )
 _RATE_WORDS = re.compile(r"per[ -](minute|second|hour|day)\b|\b[TR]P[MDS]\b|rate[ _-]?limit", re.IGNORECASE)
-_WAIT_WORDS = re.compile(
-    r"\b(?:retry|again|wait|available|reset\w*)\b[^.\d]{0,40}?"
-    r"((?:\d+(?:\.\d+)?\s*(?:ms|milliseconds?|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\s*)+)",
-    re.IGNORECASE,
-)
-_WAIT_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milli|h|m|s)", re.IGNORECASE)
-_UNIT_S = {"ms": 0.001, "milli": 0.001, "h": 3600.0, "m": 60.0, "s": 1.0}
 # Where endpoints put words and codes. What the request held may come back too (`input`): that is not their word.
 _SAYING = {
     "error", "errors", "message", "msg", "detail", "details", "code", "type", "status", "reason", "raw", "title",
@@ -89,9 +80,9 @@ def judge(
     said = [*_words(body)]
     text = " ".join(said)
     number = status if status is not None else _number_in(body)
-    wait_s = _wait_in_headers(headers or {})
+    wait_s = wait_in_headers(headers or {})
     if wait_s is None:
-        wait_s = _wait_in_body(body, text)
+        wait_s = wait_in_body(body, text)
     codes = {word.lower() for word in said}
     limited = bool(_RATE_WORDS.search(text))
     shown = _shown(body, number, secret)
@@ -226,60 +217,6 @@ def _number_in(body: Any) -> int | None:
 def _has_key(body: Any, key: str) -> bool:
     error = body.get("error") if isinstance(body, dict) else None
     return isinstance(body, dict) and (key in body or (isinstance(error, dict) and key in error))
-
-
-def _seconds(value: Any) -> float | None:
-    """Return a wait in seconds, or None if the value is no finite number from 0 up."""
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-def _wait_in_headers(headers: Mapping[str, str]) -> float | None:
-    fields = {name.lower(): value.strip() for name, value in headers.items()}
-    ms = _seconds(fields.get("retry-after-ms"))
-    if ms is not None:
-        return ms / 1000
-    asked = fields.get("retry-after")
-    if asked is None:
-        return None
-    seconds = _seconds(asked)
-    if seconds is not None:
-        return seconds
-    until = _date(asked)
-    # The server's own clock, if it shows it: only the difference is meant.
-    now = _date(fields.get("date", "")) or datetime.now(UTC)
-    return max(0.0, (until - now).total_seconds()) if until is not None else None
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError):
-        return None
-    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
-def _wait_in_body(body: Any, text: str) -> float | None:
-    error = body.get("error") if isinstance(body, dict) else None
-    for place in (error, body):
-        if not isinstance(place, dict):
-            continue
-        seconds = _seconds(place.get("retry_after"))
-        if seconds is not None and not isinstance(place["retry_after"], bool):
-            return seconds
-        details = place.get("details")
-        for detail in details if isinstance(details, list) else []:
-            delay = detail.get("retryDelay") if isinstance(detail, dict) else None
-            if isinstance(delay, str) and _seconds(delay.removesuffix("s")) is not None:
-                return _seconds(delay.removesuffix("s"))
-    found = _WAIT_WORDS.search(text)
-    if found is None:
-        return None
-    parts = _WAIT_PART.findall(found.group(1))
-    return _seconds(round(sum(float(number) * _UNIT_S[unit.lower()] for number, unit in parts), 6))
 
 
 def _shown(body: Any, number: int | None, secret: str) -> str:
