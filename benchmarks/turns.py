@@ -81,8 +81,7 @@ def crew(tools: int, *, unsafe: bool) -> Crew:
 async def converse(client: Client, conversation: str, turns: int, latencies: list[float]) -> None:
     for _ in range(turns):
         began = time.perf_counter()
-        handle = await client.publish("Where is my parcel?", agent="desk", conversation=conversation)
-        await handle.answer()
+        await client.ask("Where is my parcel?", agent="desk", conversation=conversation)
         latencies.append(time.perf_counter() - began)
 
 

@@ -75,8 +75,8 @@ class Client:
         self._bus: Bus | None = None if isinstance(bus, str) else bus
         self._keyring: Keyring | None = keys if isinstance(keys, Keyring) else None
         self._partitions = 0
-        self._watched: dict[str, list[asyncio.Queue[Frame]]] = {}
-        self._runs: dict[str, list[asyncio.Queue[Frame]]] = {}
+        self._handles: dict[str, list[Handle]] = {}  # by intent, for their answers
+        self._followed: dict[str, list[Handle]] = {}  # by conversation and by run
         self._follower: asyncio.Task[None] | None = None
         self._following = asyncio.Lock()
         self._projection: Projection | None = None
@@ -136,16 +136,18 @@ class Client:
         Raises: RunFailed if the turn fails or is cancelled; TimedOut; BusUnavailable if the intent
         could not be published within the timeout (or 30 s).
         """
-        handle = await self.publish(text, agent=agent, user=user, conversation=conversation)
+        handle = await self.publish(text, agent=agent, user=user, conversation=conversation, follow=False)
         return await handle.answer(timeout)
 
     async def publish(
         self, input: Any, *, capability: str | None = None, agent: str | None = None, user: str | None = None,
         conversation: str | None = None, intent: str | None = None, deadline_ms: int | None = None,
+        follow: bool = True,
     ) -> Handle:
         """Publish an intent to an agent or a capability; return a handle on it.
 
-        `intent` repeats an earlier one: it is taken once, and its answer comes in any case.
+        `intent` repeats an earlier one: it is taken once, and its answer comes in any case. `follow`:
+        gather the run's records for `Handle.frames`; without it only the answer is watched for.
         Raises: UsageError unless exactly one of `agent` and `capability` is given; BusUnavailable.
         """
         if (capability is None) == (agent is None):
@@ -159,7 +161,7 @@ class Client:
         await self._follow()
         partition = partition_of(conversation.encode(), self._partitions)
         _, ends = await self.bus.offsets(self.topics.conversations)
-        handle = Handle(self, intent, conversation, partition, ends[partition])
+        handle = Handle(self, intent, conversation, partition, ends[partition], follow=follow)
         message = self._scribe().message(self.topics.conversations, conversation, event, id=intent, run=intent)
         await self._append(message)
         return handle
@@ -275,51 +277,73 @@ class Client:
 
         try:
             await asyncio.gather(*(read(tail) for tail in tails))
+        except CrewlineError as error:
+            for handle in [each for handles in self._handles.values() for each in handles]:
+                handle.give(error)
         finally:
             for tail in tails:
                 await tail.close()
 
     def _dispatch(self, record: Record) -> None:
+        is_end = ev.header(record.headers, "ce_type") == ev.TurnFinished.TYPE
+        if not is_end and not self._followed:
+            return
         run = ev.header(record.headers, "ce_correlationid") or ""
-        queues = [*self._runs.get(run, ()), *self._watched.get(record.key.decode("utf-8", "replace"), ())]
-        if not queues:
+        followers = [*self._followed.get(run, ()), *self._followed.get(record.key.decode("utf-8", "replace"), ())]
+        if not is_end and not followers:
             return
         try:
             frame = frame_of(record, stands=None, event=self._reader().read(record).event)
         except CrewlineError:
             frame = frame_of(record, stands=False)  # forged or unreadable: shown, never an answer
-        for queue in dict.fromkeys(queues):
-            queue.put_nowait(frame)
+        if isinstance(frame.event, ev.TurnFinished):
+            followers += self._handles.get(frame.event.intent, ())
+        for handle in dict.fromkeys(followers):
+            handle.give(frame)
 
 
 class Handle:
     """A published intent: its run goes on whatever becomes of this handle."""
 
-    def __init__(self, client: Client, intent: str, conversation: str, partition: int, offset: int) -> None:
+    def __init__(
+        self, client: Client, intent: str, conversation: str, partition: int, offset: int, *, follow: bool
+    ) -> None:
         self.client = client
         self.intent = intent
         self.conversation = conversation
         self.partition = partition
         self.offset = offset
-        self._queue: asyncio.Queue[Frame] = asyncio.Queue()
-        client._watched.setdefault(conversation, []).append(self._queue)
-        client._runs.setdefault(intent, []).append(self._queue)
+        self._queue: asyncio.Queue[Frame | CrewlineError] = asyncio.Queue()
+        self._tables = [(client._handles, intent)]
+        if follow:
+            self._tables += [(client._followed, key) for key in dict.fromkeys((conversation, intent))]
+        for table, key in self._tables:
+            table.setdefault(key, []).append(self)
 
     def close(self) -> None:
         """Stop watching."""
-        for table, key in ((self.client._watched, self.conversation), (self.client._runs, self.intent)):
-            queues = table.get(key, [])
-            if self._queue in queues:
-                queues.remove(self._queue)
-            if not queues:
+        for table, key in self._tables:
+            handles = table.get(key, [])
+            if self in handles:
+                handles.remove(self)
+            if not handles:
                 table.pop(key, None)
 
+    def give(self, frame: Frame | CrewlineError) -> None:
+        """Take what the client's follower has for this handle: a frame, or why there will be none."""
+        self._queue.put_nowait(frame)
+
     async def frames(self) -> AsyncIterator[Frame]:
-        """Yield the run's records as they come (first of each event id), ending with its `turn.finished`."""
+        """Yield the run's records as they come (first of each event id), ending with its `turn.finished`.
+
+        Raises: BusError if the log cannot be followed any more.
+        """
         seen: set[str] = set()
         try:
             while True:
-                frame = await self._next()
+                frame = await self._queue.get()
+                if isinstance(frame, CrewlineError):
+                    raise frame
                 if frame.event_id in seen:
                     continue
                 seen.add(frame.event_id)
@@ -328,19 +352,6 @@ class Handle:
                     return
         finally:
             self.close()
-
-    async def _next(self) -> Frame:
-        follower = self.client._follower
-        getter = asyncio.ensure_future(self._queue.get())
-        try:
-            await asyncio.wait({getter, *([follower] if follower else [])}, return_when=asyncio.FIRST_COMPLETED)
-            if getter.done():
-                return getter.result()
-            assert follower is not None
-            follower.result()  # it ended: raise what ended it
-            raise BusUnavailable("the log is not followed any more")
-        finally:
-            getter.cancel()
 
     def _is_end(self, frame: Frame) -> bool:
         return isinstance(frame.event, ev.TurnFinished) and frame.event.intent == self.intent
