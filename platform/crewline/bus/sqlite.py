@@ -39,7 +39,7 @@ from crewline.bus.base import (
 from crewline.bus.bell import Bell
 from crewline.bus.sqlite_catalog import Catalog, Topic, View, look
 from crewline.bus.sqlite_consumer import Reader, SQLiteConsumer, SQLiteTail
-from crewline.bus.sqlite_file import FILE, connect, fetch, fetch_one, in_our_words
+from crewline.bus.sqlite_file import FILE, connect, fetch, fetch_one, in_our_words, records_sql
 from crewline.bus.sqlite_reader import Wanted, out_of_range, read_batches
 from crewline.bus.sqlite_sweep import SWEEP_S, TOMBSTONE_S, claim, sweep
 from crewline.bus.sqlite_writer import Call, Offsets, Writer, closed_error, route
@@ -454,7 +454,6 @@ def _create_topic(connection: apsw.Connection, spec: TopicSpec) -> None:
     )
     if connection.changes():
         topic_id = connection.last_insert_rowid()
-        connection.executemany(
-            "INSERT INTO partitions(topic_id, partition) VALUES (?,?)",
-            [(topic_id, number) for number in range(spec.partitions)],
-        )
+        for number in range(spec.partitions):
+            connection.execute("INSERT INTO partitions(topic_id, partition) VALUES (?,?)", (topic_id, number))
+            connection.execute(records_sql(connection.last_insert_rowid()))

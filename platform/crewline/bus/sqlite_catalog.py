@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from crewline.bus.base import Record
-from crewline.bus.sqlite_file import OFFSET_BITS, fetch, fetch_one
+from crewline.bus.sqlite_file import fetch, fetch_one
 from crewline.topics import TopicSpec
 
 CACHE_BYTES_MAX = 8 << 20
@@ -29,13 +29,12 @@ class Watcher(Protocol):
 class Partition:
     """One partition. `records` are the newest, without holes, the first of them at offset `base`."""
 
-    __slots__ = ("base", "begin", "end", "first_at", "id", "last_ms", "next_offset", "number", "records", "topic")
+    __slots__ = ("base", "begin", "end", "id", "last_ms", "next_offset", "number", "records", "topic")
 
     def __init__(self, id_: int, topic: Topic, number: int) -> None:
         self.id = id_
         self.topic = topic
         self.number = number
-        self.first_at = id_ << OFFSET_BITS
         self.begin = self.end = 0
         self.next_offset = self.last_ms = 0
         self.base = 0

@@ -1,7 +1,9 @@
 """The file of the embedded log: its layout, its pragmas, its errors in our words.
 
-`records.at` is (partition id << 40) | offset: one integer, so that a partition is a range of the table's own
-key and an append needs no second index. `headers` is msgpack, [[name, value], ...].
+Each partition is a table `records_<id>` whose key is the offset: an append goes to the right edge of a
+B-tree, where SQLite fills whole pages and splits none. (One table for all, keyed by partition and offset,
+cost twice the CPU and twice the WAL: 32 and 16 µs a record at 50 records over 12 partitions.)
+`headers` is msgpack, [[name, value], ...].
 `members.lease_until_ms` is CLOCK_MONOTONIC, which all processes of a host share and nobody can set.
 """
 
@@ -19,7 +21,6 @@ from crewline.errors import BusError, BusUnavailable, LogDamaged, UsageError
 from crewline.events import Headers
 
 FILE = "log.db"
-OFFSET_BITS = 40
 APPLICATION_ID = 0x63726577  # "crew"
 FORMAT = 1
 BUSY_MS = 5_000
@@ -34,7 +35,6 @@ CREATE TABLE partitions(
   begin_offset INTEGER NOT NULL DEFAULT 0, end_offset INTEGER NOT NULL DEFAULT 0,
   last_ms INTEGER NOT NULL DEFAULT 0, value_bytes INTEGER NOT NULL DEFAULT 0,
   compacted_to INTEGER NOT NULL DEFAULT 0, UNIQUE(topic_id, partition));
-CREATE TABLE records(at INTEGER PRIMARY KEY, ms INTEGER NOT NULL, key BLOB NOT NULL, value BLOB, headers BLOB NOT NULL);
 CREATE TABLE groups(
   id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 0,
   UNIQUE(topic_id, name));
@@ -69,7 +69,7 @@ def connect(path: Path) -> apsw.Connection:
     if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise UsageError(f"cannot write {path}: give this user the directory, or use another state directory")
     try:
-        connection = apsw.Connection(str(path), statementcachesize=256)
+        connection = apsw.Connection(str(path), statementcachesize=512)
         try:
             _prepare(connection, path)
         except BaseException:
@@ -150,10 +150,18 @@ def in_our_words(error: apsw.Error, path: Path) -> BusError:
     return BusUnavailable(f"{path}: {error}; check the disk (`dmesg`), then try again")
 
 
-@lru_cache(maxsize=ROWS_MAX)
-def insert_sql(rows: int) -> str:
-    """Return the INSERT of `rows` records."""
-    return "INSERT INTO records(at, ms, key, value, headers) VALUES " + ",".join(["(?,?,?,?,?)"] * rows)
+def records_sql(partition_id: int) -> str:
+    """Return the statement that makes a partition's table."""
+    return (
+        f"CREATE TABLE records_{partition_id}(offset INTEGER PRIMARY KEY, ms INTEGER NOT NULL,"
+        " key BLOB NOT NULL, value BLOB, headers BLOB NOT NULL)"
+    )
+
+
+@lru_cache(maxsize=4_096)
+def insert_sql(partition_id: int, rows: int) -> str:
+    """Return the INSERT of `rows` records: one statement, see sqlite_reader.py for why."""
+    return f"INSERT INTO records_{partition_id} VALUES " + ",".join(["(?,?,?,?,?)"] * rows)
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ import apsw
 
 from crewline.bus.base import GroupLag
 from crewline.bus.sqlite_catalog import Catalog, Member, look
-from crewline.bus.sqlite_file import OFFSET_BITS, fetch, fetch_one
+from crewline.bus.sqlite_file import fetch, fetch_one
 
 
 def quota(member: str, owned: Mapping[str, int], partitions: int) -> int:
@@ -193,8 +193,8 @@ def lags(connection: apsw.Connection, catalog: Catalog, now_ms: int) -> list[Gro
         if committed < end:
             oldest = fetch_one(
                 connection,
-                "SELECT ms FROM records WHERE at >= ? AND at < ? ORDER BY at LIMIT 1",
-                ((partition << OFFSET_BITS) + committed, (partition + 1) << OFFSET_BITS),
+                f"SELECT ms FROM records_{partition} WHERE offset >= ? ORDER BY offset LIMIT 1",
+                (committed,),
             )
             lag_s = max(0.0, (now_ms - oldest) / 1000) if oldest is not None else 0.0
         found.append(GroupLag(group, names[topic_id].name, number, committed, end, lag_s, member))

@@ -67,8 +67,8 @@ def _retain_step(connection: apsw.Connection, partition: Partition, now_ms: int)
     )[0]
     oldest = fetch(
         connection,
-        "SELECT at, ms, ifnull(length(value), 0) FROM records WHERE at >= ? AND at < ? ORDER BY at LIMIT ?",
-        (partition.first_at + begin, partition.first_at + end, STEP_RECORDS),
+        f"SELECT offset, ms, ifnull(length(value), 0) FROM records_{partition.id} WHERE offset >= ? AND offset < ? ORDER BY offset LIMIT ?",
+        (begin, end, STEP_RECORDS),
     )
     cut = freed = 0
     for at, ms, length in oldest:
@@ -80,10 +80,10 @@ def _retain_step(connection: apsw.Connection, partition: Partition, now_ms: int)
         freed += length
     if not cut:
         return False
-    connection.execute("DELETE FROM records WHERE at >= ? AND at < ?", (partition.first_at + begin, cut))
+    connection.execute(f"DELETE FROM records_{partition.id} WHERE offset >= ? AND offset < ?", (begin, cut))
     connection.execute(
         "UPDATE partitions SET begin_offset = ?, value_bytes = value_bytes - ? WHERE id = ?",
-        (cut - partition.first_at, freed, partition.id),
+        (cut, freed, partition.id),
     )
     return len(oldest) == STEP_RECORDS and cut == oldest[-1][0] + 1
 
@@ -102,34 +102,33 @@ async def _compact(change: Change, partition: Partition, grave_ms: int, *, eager
         done = max(begin, done)
         if not eager:
             kept = fetch_one(
-                connection, "SELECT count(*) FROM records WHERE at >= ? AND at < ?",
-                (partition.first_at + begin, partition.first_at + done),
+                connection, f"SELECT count(*) FROM records_{partition.id} WHERE offset >= ? AND offset < ?",
+                (begin, done),
             )
             if end - done <= kept // 2:
                 return None
         rows = fetch(
             connection,
-            "SELECT key, at FROM records WHERE at >= ? AND at < ? ORDER BY at LIMIT ?",
-            (partition.first_at + done, partition.first_at + end, KEYS_MAX),
+            f"SELECT key, offset FROM records_{partition.id} WHERE offset >= ? AND offset < ? ORDER BY offset LIMIT ?",
+            (done, end, KEYS_MAX),
         )
         newest = dict(rows)
-        return newest, rows[-1][1] + 1 if rows else partition.first_at + end
+        return newest, rows[-1][1] + 1 if rows else end
 
+    swept = False
     while (found := await change(dirty)) is not None:
         newest, until = found
-        at = partition.first_at
+        if swept and not newest:
+            return
+        at = 0
         while at < until:
             at = await change(lambda c, a=at, n=newest, u=until: _compact_step(c, partition, a, u, n, grave_ms))  # type: ignore[misc]
-        if not newest:
-            return
 
         def done(connection: apsw.Connection, until: int = until) -> None:
-            connection.execute(
-                "UPDATE partitions SET compacted_to = ? WHERE id = ?", (until - partition.first_at, partition.id)
-            )
+            connection.execute("UPDATE partitions SET compacted_to = ? WHERE id = ?", (until, partition.id))
 
         await change(done)
-        eager = True  # go on until the end that is there by now
+        eager = swept = True  # go on until the end that is there by now
 
 
 def _compact_step(
@@ -138,18 +137,18 @@ def _compact_step(
     """Go through `STEP_RECORDS` records from `start`; return where the next step goes on."""
     rows = fetch(
         connection,
-        "SELECT at, ms, key, value IS NULL, ifnull(length(value), 0) FROM records"
-        " WHERE at >= ? AND at < ? ORDER BY at LIMIT ?",
+        f"SELECT offset, ms, key, value IS NULL, ifnull(length(value), 0) FROM records_{partition.id}"
+        " WHERE offset >= ? AND offset < ? ORDER BY offset LIMIT ?",
         (start, until, STEP_RECORDS),
     )
     last = fetch_one(connection, "SELECT end_offset FROM partitions WHERE id = ?", (partition.id,)) - 1
     gone = [
         (at, length)
         for at, ms, key, tombstone, length in rows
-        if at - partition.first_at != last and (newest.get(key, at) > at or (tombstone and ms < grave_ms))
+        if at != last and (newest.get(key, at) > at or (tombstone and ms < grave_ms))
     ]
     if gone:
-        connection.executemany("DELETE FROM records WHERE at = ?", [(at,) for at, _ in gone])
+        connection.executemany(f"DELETE FROM records_{partition.id} WHERE offset = ?", [(at,) for at, _ in gone])
         connection.execute(
             "UPDATE partitions SET value_bytes = value_bytes - ? WHERE id = ?",
             (sum(length for _, length in gone), partition.id),

@@ -40,6 +40,7 @@ CHECKPOINT_BYTES = 4 << 20  # written by this process, until the WAL is copied i
 PAGE_BYTES = 4_096
 
 T = TypeVar("T")
+SQLiteValue = int | bytes | None
 
 
 class Call:
@@ -234,20 +235,18 @@ class Writer:
             self._connection.execute("BEGIN IMMEDIATE")
             self._refresh()
             batch, failed = self._resolve_topics(batch)
-            binds, sizes, touched_records = self._assign(batch)
             connection = self._connection
-            for start in range(0, len(binds), ROWS_MAX * 5):
-                part = binds[start : start + ROWS_MAX * 5]
-                connection.execute(insert_sql(len(part) // 5), part)
-                reach("bus.in_group_commit")
             advance: list[int] = []
-            for partition, records in touched_records.items():
-                values = sizes[partition]
-                advance += (partition.id, partition.next_offset, partition.last_ms, values)
-                touched[partition] = (records, values + len(records) * RECORD_OVERHEAD_BYTES)
+            for partition, (records, binds, size) in self._assign(batch).items():
+                for start in range(0, len(binds), ROWS_MAX * 5):
+                    few = binds[start : start + ROWS_MAX * 5]
+                    connection.execute(insert_sql(partition.id, len(few) // 5), few)
+                    reach("bus.in_group_commit")
+                advance += (partition.id, partition.next_offset, partition.last_ms, size)
+                touched[partition] = (records, size + len(records) * RECORD_OVERHEAD_BYTES)
             for start in range(0, len(advance), 256 * 4):
-                few = advance[start : start + 256 * 4]
-                connection.execute(advance_sql(len(few) // 4), few)
+                moved = advance[start : start + 256 * 4]
+                connection.execute(advance_sql(len(moved) // 4), moved)
             for item in batch:
                 if isinstance(item, Offsets):
                     _note_offsets(connection, item)
@@ -295,37 +294,35 @@ class Writer:
 
     def _assign(
         self, batch: list[Call | Offsets]
-    ) -> tuple[list[object], dict[Partition, int], dict[Partition, list[Record]]]:
-        """Give every record its offset and time; return what to bind, value bytes and records by partition.
+    ) -> dict[Partition, tuple[list[Record], list[SQLiteValue], int]]:
+        """Give every record its offset and time; return records, what to bind, and value bytes by partition.
 
         The hot loop of the bus: tuples are made without the calls that NamedTuple puts around them.
         """
         now_ms = self._clock_ms()
-        binds: list[object] = []
-        sizes: dict[Partition, int] = {}
-        touched: dict[Partition, list[Record]] = {}
+        touched: dict[Partition, tuple[list[Record], list[SQLiteValue]]] = {}
         new = tuple.__new__
         for call in batch:
             if not isinstance(call, Call) or call.rows is None:
                 continue
             positions = call.positions
             for partition, message in call.rows:
-                records = touched.get(partition)
-                if records is None:
-                    records = touched[partition] = []
-                    sizes[partition] = 0
+                lists = touched.get(partition)
+                if lists is None:
+                    lists = touched[partition] = ([], [])
                     partition.last_ms = max(partition.last_ms, now_ms)  # never back, whatever the clock does
-                offset = partition.next_offset
+                records, binds = lists
+                offset, ms = partition.next_offset, partition.last_ms
                 partition.next_offset = offset + 1
                 key, value, headers = message.key, message.value, message.headers
-                if value is not None:
-                    sizes[partition] += len(value)
-                ms = partition.last_ms
-                binds += (partition.first_at + offset, ms, key, value, encode_headers(headers))
                 topic, number = message.topic, partition.number
+                binds += (offset, ms, key, value, encode_headers(headers))
                 records.append(new(Record, (topic, number, offset, ms, key, value, headers)))
                 positions.append(new(Position, (topic, number, offset)))
-        return binds, sizes, touched
+        return {
+            partition: (records, binds, sum([len(record.value) for record in records if record.value is not None]))
+            for partition, (records, binds) in touched.items()
+        }
 
     def _after(self, written_bytes: int) -> None:
         """What need not be waited for: the others' bells, and copying the WAL into the file."""
