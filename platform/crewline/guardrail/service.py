@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from crewline import events as ev
 from crewline.bus.base import Message, Record
 from crewline.conversation import Call, Conversation, ConversationView, guard_pending, sha256_of, step_id
-from crewline.engine import Acted, Effect
+from crewline.engine import Acted, Effect, View
 from crewline.errors import RecordInvalid, RecordTooLarge
 from crewline.guardrail.audit import AuditTrail
 from crewline.guardrail.facts import FactFinder, RunFact, unavailable
@@ -55,7 +55,7 @@ class Guardrail:
         audit: AuditTrail | None = None,
     ) -> None:
         self.topic = roster.topics.conversations
-        self.view = ConversationView()
+        self.view: View[Conversation] = ConversationView()
         self._scribe = scribe
         self._clock_ms = clock_ms
         self._finder = FactFinder(run_fact) if run_fact is not None else None
