@@ -12,7 +12,6 @@ refuses the name of a parameter; then the request goes out once more without it,
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -79,10 +78,13 @@ class NativeBrain:
     """
 
     def __init__(self, options: NativeOptions) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise UsageError(
-                "the native brain needs the openai package", hint="pip install 'crewline[openai]'"
-            )
+        # Imported here and not in the first step: it takes a second, in which no event of a worker would be served.
+        try:
+            import openai
+        except ImportError:
+            hint = "pip install 'crewline[openai]'"
+            raise UsageError("the native brain needs the openai package", hint=hint) from None
+        self._sdk: Any = openai
         self._options = options
         self._client: Any = None
         self._refused: frozenset[str] = frozenset()  # parameters that this server does not take
@@ -108,12 +110,13 @@ class NativeBrain:
     async def _attempt(self, request: StepRequest) -> AsyncGenerator[StepItem, None]:
         options = self._options
         names = WireNames(request.tools)
+        client = self._connected()  # before the clock starts: the first one reads certificates
         clock = asyncio.get_running_loop().time
         until = clock() + options.timeout_s
         seed = f"{request.id}:{request.step}"
         reply = Assembler(names.ours, seed=seed, model=options.model, secret=options.api_key)
         async with AsyncExitStack() as stack:
-            response = await self._open(request, names, stack, until)
+            response = await self._open(client, request, names, stack, until)
             source = aiter(response.iter_bytes())
             body, mode, size = b"", "", 0
             decoder = SseDecoder()
@@ -155,30 +158,33 @@ class NativeBrain:
                 yield piece
         yield reply.reply()
 
-    async def _open(self, request: StepRequest, names: WireNames, stack: AsyncExitStack, until: float) -> Any:
-        """Send the request; return the open response. An HTTP error is judged here."""
-        import openai
-
+    def _connected(self) -> Any:
         if self._client is None:
             options = self._options
             # Our own limits end a step; the SDK's stand behind them.
-            self._client = openai.AsyncOpenAI(
+            self._client = self._sdk.AsyncOpenAI(
                 api_key=options.api_key or "none",
                 base_url=options.base_url,
                 timeout=options.timeout_s + 5,
                 max_retries=0,
             )
+        return self._client
+
+    async def _open(
+        self, client: Any, request: StepRequest, names: WireNames, stack: AsyncExitStack, until: float
+    ) -> Any:
+        """Send the request; return the open response. An HTTP error is judged here."""
         clock = asyncio.get_running_loop().time
         while True:
             body = self._body(request, names)
             limit = min(until, clock() + self._options.silence_s) if self._options.stream else until
             try:
                 async with asyncio.timeout_at(limit):
-                    create = self._client.chat.completions.with_streaming_response.create
+                    create = client.chat.completions.with_streaming_response.create
                     return await stack.enter_async_context(create(**body))
             except TimeoutError as error:
                 raise self._broken(error, clock() >= until) from None
-            except openai.APIStatusError as error:
+            except self._sdk.APIStatusError as error:
                 text = _error_text(error)
                 refused = _parameter_refused(error.status_code, text, body, self._refused)
                 if refused is None:
