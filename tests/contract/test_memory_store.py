@@ -1,0 +1,129 @@
+"""What every memory store promises. Add a store by adding it to `store`'s parameters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from crewline.errors import StoreError
+from crewline_memory import Mark, MemoryStore, Snapshot, open_store
+
+Open = Callable[[str], Awaitable[MemoryStore]]
+
+
+@pytest.fixture(params=["sqlite"])
+async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens a store of a namespace; all of them share what is stored."""
+    stores: list[MemoryStore] = []
+
+    async def opener(namespace: str) -> MemoryStore:
+        assert request.param == "sqlite"
+        stores.append(await open_store(tmp_path, namespace))
+        return stores[-1]
+
+    yield opener
+    for store in stores:
+        await store.close()
+
+
+@pytest.fixture
+async def store(opened: Open) -> MemoryStore:
+    return await opened("demo")
+
+
+IDLE = Snapshot(b"\x00idle\xff", pending=False)
+OPEN = Snapshot(b"open", pending=True, acked=("a:1", "b:ü"), frozen_at=None)
+FROZEN = Snapshot(b"", pending=False, frozen_at=0)
+
+
+async def test_nothing_stored_is_none_and_empty(store: MemoryStore) -> None:
+    assert await store.mark("worker", 0) is None
+    assert await store.pending("worker", 0) == {}
+    assert await store.snapshots("worker", 0, [b"k"]) == {}
+    assert await store.snapshots("worker", 0, []) == {}
+
+
+async def test_what_is_written_comes_back(store: MemoryStore) -> None:
+    written = await store.write(
+        "worker", 3, Mark(7, "id-6", carry=b"\x00\x01"), {b"a": IDLE, b"\xff": OPEN, b"": FROZEN}
+    )
+
+    assert written
+    assert await store.mark("worker", 3) == Mark(7, "id-6", 3, b"\x00\x01")
+    assert await store.snapshots("worker", 3, [b"a", b"\xff", b"", b"none"]) == {b"a": IDLE, b"\xff": OPEN, b"": FROZEN}
+
+
+async def test_pending_gives_open_and_frozen_keys_only(store: MemoryStore) -> None:
+    await store.write("worker", 0, Mark(1), {b"idle": IDLE, b"open": OPEN, b"frozen": FROZEN})
+
+    assert await store.pending("worker", 0) == {b"open": OPEN, b"frozen": FROZEN}
+
+
+async def test_a_later_write_replaces_keys_and_keeps_the_others(store: MemoryStore) -> None:
+    await store.write("worker", 0, Mark(1), {b"a": OPEN, b"b": IDLE})
+    await store.write("worker", 0, Mark(2), {b"a": IDLE, b"c": IDLE})
+
+    assert await store.pending("worker", 0) == {}
+    assert await store.mark("worker", 0) == Mark(2, "", 3)
+    assert (await store.snapshots("worker", 0, [b"b"]))[b"b"] == IDLE
+
+
+@pytest.mark.parametrize("offset", [4, 5])
+async def test_a_mark_that_is_not_newer_is_refused_with_all_it_carries(store: MemoryStore, offset: int) -> None:
+    await store.write("worker", 0, Mark(5, "first"), {b"a": IDLE})
+
+    assert not await store.write("worker", 0, Mark(offset, "zombie"), {b"a": OPEN, b"b": OPEN})
+    assert await store.mark("worker", 0) == Mark(5, "first", 1)
+    assert await store.snapshots("worker", 0, [b"a", b"b"]) == {b"a": IDLE}
+
+
+async def test_roles_partitions_and_namespaces_do_not_meet(opened: Open) -> None:
+    one, other = await opened("one"), await opened("other")
+    await one.write("worker", 0, Mark(5), {b"a": OPEN})
+
+    assert await other.mark("worker", 0) is None
+    assert await one.mark("worker", 1) is None
+    assert await one.mark("guardrail", 0) is None
+    assert await one.write("guardrail", 0, Mark(1), {})
+    assert await other.write("worker", 0, Mark(1), {b"a": IDLE})
+    assert (await one.snapshots("worker", 0, [b"a"]))[b"a"] == OPEN
+
+
+async def test_dropping_forgets_one_role_and_partition(store: MemoryStore) -> None:
+    await store.write("worker", 0, Mark(5), {b"a": OPEN})
+    await store.write("worker", 1, Mark(5), {b"a": OPEN})
+    await store.drop("worker", 0)
+    await store.drop("worker", 0)
+
+    assert await store.mark("worker", 0) is None
+    assert await store.pending("worker", 0) == {}
+    assert await store.mark("worker", 1) == Mark(5, "", 1)
+    assert await store.write("worker", 0, Mark(1), {b"b": IDLE}), "after a drop any mark is newer"
+    assert await store.mark("worker", 0) == Mark(1, "", 1)
+
+
+async def test_many_keys_are_written_and_read_in_one_go(store: MemoryStore) -> None:
+    many = {b"k%d" % number: Snapshot(b"s%d" % number, pending=number % 2 == 0) for number in range(1_001)}
+    await store.write("worker", 0, Mark(1), many)
+    await store.write("worker", 0, Mark(2), many)
+
+    assert await store.snapshots("worker", 0, list(many)) == many
+    assert len(await store.pending("worker", 0)) == 501
+    assert await store.mark("worker", 0) == Mark(2, "", 1_001)
+
+
+async def test_another_store_on_the_same_place_sees_what_was_written(opened: Open) -> None:
+    one, other = await opened("demo"), await opened("demo")
+    await one.write("worker", 0, Mark(1), {b"a": OPEN})
+
+    assert await other.pending("worker", 0) == {b"a": OPEN}
+    assert not await other.write("worker", 0, Mark(1), {})
+
+
+async def test_a_closed_store_says_so(store: MemoryStore) -> None:
+    await store.close()
+    await store.close()
+
+    with pytest.raises(StoreError, match="closed"):
+        await store.mark("worker", 0)
