@@ -40,7 +40,7 @@ from crewline.bus.bell import Bell
 from crewline.bus.sqlite_catalog import Catalog, Topic, View, look
 from crewline.bus.sqlite_consumer import Reader, SQLiteConsumer, SQLiteTail
 from crewline.bus.sqlite_file import FILE, connect, fetch, fetch_one, in_our_words, records_sql
-from crewline.bus.sqlite_reader import Wanted, out_of_range, read_batches
+from crewline.bus.sqlite_reader import Wanted, read_batches
 from crewline.bus.sqlite_sweep import SWEEP_S, TOMBSTONE_S, claim, sweep
 from crewline.bus.sqlite_writer import Call, Offsets, Writer, closed_error, route
 from crewline.errors import BusError, RecordTooLarge, TopicMismatch, UnknownTopic, UsageError
@@ -212,8 +212,6 @@ class SQLiteBus:
         if not 0 <= partition < found.spec.partitions:
             raise UnknownTopic(f"topic {topic!r} has no partition {partition}; it has 0 to {found.spec.partitions - 1}")
         part = found.partitions[partition]
-        if start < 0:
-            raise out_of_range(part, start, part.begin, part.end)
         records = part.cached(start, records_max) if start >= part.begin else []
         if records:
             return Batch(topic, partition, records, start + len(records), part.end)
