@@ -1,7 +1,7 @@
 """The JSON Schema of a tool's arguments: closed, compiled once, its errors as reasons a model can act on.
 
     closed(parameters)  the schema that is enforced: what is not declared is not allowed
-    ArgumentSchema      .problems(args), .coerce(args)
+    ArgumentSchema      .fits(args), .problems(args), .coerce(args)
 
 What is wrong is put into words in `schema_reasons.py`.
 """
@@ -104,9 +104,13 @@ class ArgumentSchema:
         required = parameters.get("required")
         self.required: frozenset[str] = frozenset(required) if isinstance(required, list | tuple) else frozenset()
 
+    def fits(self, args: Mapping[str, Any]) -> bool:
+        """Return whether `args` are valid."""
+        return self._validator.is_valid(args)
+
     def problems(self, args: Mapping[str, Any]) -> list[ev.Reason]:
         """Return everything that is wrong with `args`, at most `PROBLEMS_MAX` reasons; [] if nothing is."""
-        if self._validator.is_valid(args):
+        if self.fits(args):
             return []
         reasons = []
         for error in self._errors(args):
@@ -125,7 +129,7 @@ class ArgumentSchema:
         notes: list[ev.Reason] = []
         for _ in range(_ROUNDS_MAX):
             changed = False
-            for error in [] if self._validator.is_valid(after) else self._errors(after):
+            for error in [] if self.fits(after) else self._errors(after):
                 path = error.instance_path
                 if not path or len(notes) >= COERCIONS_MAX:
                     continue

@@ -34,7 +34,10 @@ class FactFinder:
 
         `values` holds `args`, `user` and `run`. Raises: nothing but CancelledError.
         """
-        found = await asyncio.gather(*(self._one(policies, name, values) for name in names))
+        if len(names) == 1:  # nearly always: a task of its own would cost more than the rest
+            found = [await self._one(policies, names[0], values)]
+        else:
+            found = await asyncio.gather(*(self._one(policies, name, values) for name in names))
         facts = {name: value for name, (value, reason) in zip(names, found, strict=True) if reason is None}
         return facts, [reason for _, reason in found if reason is not None]
 
@@ -44,7 +47,8 @@ class FactFinder:
         fact = policies.facts[name]
         try:
             args = {arg: expression.evaluate(values) for arg, expression in fact.args.items()}
-            return await asyncio.wait_for(self._run_fact(fact.rule.tool, args), self._timeout_s), None
+            async with asyncio.timeout(self._timeout_s):
+                return await self._run_fact(fact.rule.tool, args), None
         except Exception as error:
             log.warning("fact %r (tool %r) is not available: %s: %s", name, fact.rule.tool, type(error).__name__, error)
             return None, unavailable(name)

@@ -54,8 +54,10 @@ class Judgement:
 
     call: Call
     turn: Turn
+    # The bytes that count, and their hash: amended ones replace those that were asked for.
     text: str
     sha256: str
+    asked_sha256: str
     offer: Offer | None = None
     args: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +95,8 @@ class Judge:
         assert state.turn is not None
         turn = state.turn
         text = call.edited if call.edited is not None else call.arguments
-        judged = Judgement(call, turn, text, sha256_of(text))
+        sha256 = sha256_of(text)
+        judged = Judgement(call, turn, text, sha256, sha256)
         if not self._decode(judged) or not self._catalogue(judged) or not self._schema(judged):
             return judged
         assert judged.offer is not None
@@ -103,7 +106,7 @@ class Judge:
             judged.held.append(ev.Reason("approval.self", say))
             judged.person = None  # so the policies are asked again, as if nobody had spoken
         judged.checks.append("limits")
-        for found in limits(turn, call, judged.offer.spec, judged.args, sha256_of(judged.text)):
+        for found in limits(turn, call, judged.offer.spec, judged.args, judged.sha256):
             if found.person and judged.person is not None:
                 continue
             (judged.denied if found.action == "deny" else judged.held).append(found.reason)
@@ -151,15 +154,15 @@ class Judge:
         judged.checks.append("schema")
         offer = judged.offer
         assert offer is not None
-        problems = offer.schema.problems(judged.args)
-        if not problems:
+        if offer.schema.fits(judged.args):
             return True
         better, notes = offer.schema.coerce(judged.args)
-        if (offer.spec.effect == "read" or offer.spec.auto_amend) and notes and not offer.schema.problems(better):
+        if (offer.spec.effect == "read" or offer.spec.auto_amend) and notes and offer.schema.fits(better):
             judged.args, judged.notes, judged.amended = better, notes, True
             judged.text = json.dumps(better, ensure_ascii=False, separators=(",", ":"))
+            judged.sha256 = sha256_of(judged.text)
             return True
-        judged.denied = [_told(offer.spec.name, problem, notes) for problem in problems]
+        judged.denied = [_told(offer.spec.name, problem, notes) for problem in offer.schema.problems(judged.args)]
         return False
 
     def _decide_policies(self, judged: Judgement, facts: Mapping[str, Any], missing: list[ev.Reason]) -> None:
@@ -194,7 +197,7 @@ class Judge:
         verdict before was the one that was approved, or one given on its strength.
         """
         call, before = judged.call, judged.call.verdict
-        if call.approved_by is None or before is None or call.approved_sha256 != judged.sha256:
+        if call.approved_by is None or before is None or call.approved_sha256 != judged.asked_sha256:
             return None
         given = before.decision == "require_approval" or before.by.startswith("person:")
         return call.approved_by if given and before.epoch == self.policies.epoch else None
@@ -225,7 +228,7 @@ class Judge:
         other = judged.amended or judged.call.edited is not None
         return Decision(
             action=action,
-            args_sha256=sha256_of(judged.text) if judged.amended else judged.sha256,
+            args_sha256=judged.sha256,
             reasons=tuple(reasons),
             arguments=judged.text if other else None,
             replaces_sha256=sha256_of(judged.call.arguments) if other else None,
