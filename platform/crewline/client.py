@@ -344,9 +344,10 @@ class Handle:
                 frame = await self._queue.get()
                 if isinstance(frame, CrewlineError):
                     raise frame
-                if frame.event_id in seen:
-                    continue
-                seen.add(frame.event_id)
+                if frame.stands is not False:  # a forged record must not take a true one's place
+                    if frame.event_id in seen:
+                        continue
+                    seen.add(frame.event_id)
                 yield frame
                 if self._is_end(frame):
                     return
