@@ -14,6 +14,7 @@ pool_view.py  a pool's view of its topic: executions, claims, outcomes; what is 
 verify.py     what an executor checks before anything else
 running.py    one run of one function, in a thread or in the loop
 threads.py    threads that may be given up
+reading.py    read tools run for the guardrail's facts
 slots.py      how many tools run at once
 pool.py       the role that claims, runs and reports
 """

@@ -23,6 +23,10 @@ from crewline.strict_json import decode_object
 
 from crewline_tools.base import ToolEffect, ToolSpec
 from crewline_tools.context import ToolContext
+from crewline_tools.hints import Derived as Derived
+from crewline_tools.hints import Free as Free
+from crewline_tools.hints import Sink as Sink
+from crewline_tools.hints import Verbatim as Verbatim
 from crewline_tools.reconcile import UncertainCall
 from crewline_tools.signature import Signature, signature_of
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -102,21 +101,22 @@ class Runner:
 
         Raises: CancelledError alone, if the caller is cancelled; an async tool is then cancelled too.
         """
-        began = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             call = tool.bind(text, injected, context)
         except CrewlineError as error:
             return Ran("invalid", cut(error.message, bytes_max=SAY_BYTES_MAX), error.code)
         future = self._start(call, tool.blocking, gate)
         if not await self._wait(future, tool.spec.timeout_s, cancelled):
-            if future.done() and (late := self.outcome(tool, future, time.monotonic() - began)).how in ("returned", "said"):
+            if future.done() and (late := self.outcome(tool, future, clock() - began)).how in ("returned", "said"):
                 return late  # it was told to stop, and had an answer all the same
             say = f"{tool.spec.name} did not end within {tool.spec.timeout_s:g} s"
             going_on = None if future.done() else future
             if going_on is not None:
                 self._give_up(tool, going_on)
-            return Ran("timeout", say, "tool.timeout", retryable=True, duration_s=time.monotonic() - began, going_on=going_on)
-        return self.outcome(tool, future, time.monotonic() - began)
+            return Ran("timeout", say, "tool.timeout", retryable=True, duration_s=clock() - began, going_on=going_on)
+        return self.outcome(tool, future, clock() - began)
 
     def outcome(self, tool: Tool, future: asyncio.Future[Any], duration_s: float) -> Ran:
         """Return what a call that is over came to."""
