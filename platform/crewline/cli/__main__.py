@@ -1,0 +1,5 @@
+"""`python -m crewline.cli`."""
+
+from crewline.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""The top command: the global options, and how Typer is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crewline.cli.groups import LazyGroup, new_app
+from crewline.cli.settings import STATE, Settings
+
+EPILOG = "Global options may stand anywhere before `--`. Exit codes: crewline help exit-codes"
+
+
+def command() -> Any:
+    """Return the command line as one command, ready to be run."""
+    app = new_app("Crews of LLM agents over a Kafka log: judged, durable, killable at any moment.")
+    app.callback(cls=LazyGroup, epilog=EPILOG, no_args_is_help=True)(_options)
+    return typer.main.get_command(app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from crewline import __version__
+
+        typer.echo(f"crewline {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    context: typer.Context,
+    state: Annotated[
+        Path, typer.Option(metavar="DIR", envvar="CREWLINE_STATE", help="The folder of log, keys and memory.")
+    ] = Path(STATE),
+    bus: Annotated[
+        str, typer.Option("--bus", "-b", envvar="CREWLINE_BUS", help="Where the log is: embedded.")
+    ] = "embedded",
+    crew: Annotated[
+        str | None, typer.Option(metavar="NAME", envvar="CREWLINE_CREW", help="The crew, if the log holds several.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", envvar="CREWLINE_JSON", help="JSON for programs.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", envvar="CREWLINE_QUIET", help="Only answers and errors.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", envvar="CREWLINE_VERBOSE", help="More; tracebacks of our own faults.")
+    ] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", envvar="CREWLINE_NO_COLOR", help="No colour (also NO_COLOR).")
+    ] = False,
+    no_input: Annotated[
+        bool, typer.Option("--no-input", envvar="CREWLINE_NO_INPUT", help="Never ask anything.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    from crewline.errors import UsageError
+
+    if bus.startswith("kafka://"):
+        raise UsageError("the Kafka bus comes next; this version has the embedded log", hint="leave --bus away")
+    if bus != "embedded":
+        raise UsageError(f"--bus {bus!r} is unknown", hint="use --bus embedded, or leave it away")
+    context.obj = Settings(
+        state=state, bus=bus, crew=crew, json=json, quiet=quiet, verbose=verbose, no_color=no_color, no_input=no_input
+    )

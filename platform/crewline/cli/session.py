@@ -1,0 +1,172 @@
+"""A crew at hand for one command: started in this process from its file, or reached over the log by its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from crewline.cli.background import Background
+from crewline.cli.settings import Settings
+from crewline.errors import NotFound
+
+if TYPE_CHECKING:
+    from crewline.client import Client
+    from crewline.crews.running import Crew, Running
+
+CREW_FILE = "crew.yaml"
+LEAVE_S = 5.0  # how long handing over may take when a command ends; a killed crew loses nothing either
+
+
+class At(NamedTuple):
+    """A crew that can be asked. `running` is None if it runs elsewhere; `agent` is whom to ask."""
+
+    client: Client
+    agent: str
+    running: Running | None
+
+
+@dataclass(slots=True)
+class Session:
+    """A crew at hand, its loop in the background. `file` is the crew file, if it was started here."""
+
+    background: Background
+    at: At
+    host: Future[None]
+    file: Path | None
+
+    @property
+    def client(self) -> Client:
+        return self.at.client
+
+    def check(self) -> None:
+        """Raise what ended the crew, if it has ended."""
+        if self.host.done():
+            self.host.result()
+
+    def goes_on(self, run: str) -> str:
+        """Return what becomes of a run when this command leaves it."""
+        if self.file is None:
+            return f"run {run} goes on; watch it: crewline runs watch {run}"
+        return f"run {run} is kept in the log; go on with it: crewline up {self.file}   see it: crewline runs show {run}"
+
+
+def crew_file(named: str | None) -> Path:
+    """Return the crew file that is meant: a file, a folder with a crew.yaml, or the one here. Raises: NotFound."""
+    path = Path(named) if named is not None else Path(CREW_FILE)
+    if path.is_dir():
+        path = path / CREW_FILE
+    if path.is_file():
+        return path
+    if named is None:
+        raise NotFound("there is no crew.yaml in this folder", hint="name a crew file, or start one: crewline init my-crew")
+    raise NotFound(f"{path}: there is no such crew file", hint="name a crew file, or start one: crewline init my-crew")
+
+
+def crew_files(named: list[str] | None) -> list[Path]:
+    """Return the crew files that are meant; without names, the one in this folder. Raises: NotFound."""
+    return [crew_file(each) for each in named] if named else [crew_file(None)]
+
+
+def is_name(crew: str) -> bool:
+    """Whether a crew is given by its name, not by its file."""
+    return not Path(crew).exists() and "/" not in crew and not crew.endswith((".yaml", ".yml"))
+
+
+@contextmanager
+def open_session(
+    settings: Settings, crew: str | None, *, overlays: Sequence[Path] = (), offline: bool = False, roles: bool = True
+) -> Iterator[Session]:
+    """Start the crew of a file (or reach the one of a name), and leave it in good order.
+
+    Args:
+        roles: start the crew's roles; without them an intent waits in the log.
+
+    Raises: CrewFileError, UsageError, NotFound.
+    """
+    if crew is not None and is_name(crew):
+        file, opened = None, _elsewhere(settings, crew)
+    else:
+        file = crew_file(crew)
+        from crewline.crews.running import Crew
+
+        opened = _here(Crew.load(file, overlays=overlays, offline=offline), settings.state, roles=roles)
+    with Background() as background:
+        ready: Future[At] = Future()
+        leave = background.run(_event())
+        host = background.start(_host(opened, ready, leave))
+        host.add_done_callback(lambda ended: _tell(ended, ready))
+        try:
+            yield Session(background, ready.result(), host, file)
+        finally:
+            background.call(leave.set)
+            _wait(host)
+
+
+async def _event() -> asyncio.Event:
+    return asyncio.Event()
+
+
+async def _host(opened: AbstractAsyncContextManager[At], ready: Future[At], leave: asyncio.Event) -> None:
+    """Hold the crew open in one task, from its start to its end."""
+    async with opened as at:
+        ready.set_result(at)
+        waits: set[asyncio.Task[Any]] = {asyncio.create_task(leave.wait())}
+        if at.running is not None:
+            waits.add(asyncio.create_task(at.running.serve()))
+        done, open_ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in open_:
+            task.cancel()
+        for task in done:
+            task.result()
+
+
+def _tell(ended: Future[None], ready: Future[At]) -> None:
+    if not ready.done() and not ended.cancelled() and (error := ended.exception()) is not None:
+        ready.set_exception(error)
+
+
+def _wait(host: Future[None]) -> None:
+    try:
+        host.exception(timeout=LEAVE_S)
+    except (TimeoutError, KeyboardInterrupt):
+        # A tool or a model hangs. Nothing is lost: the log has it all, and whoever runs the crew next goes on.
+        error = sys.exc_info()[1]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 0)
+
+
+@asynccontextmanager
+async def _here(crew: Crew, state: Path, *, roles: bool) -> AsyncIterator[At]:
+    async with crew.up(state=state, only=None if roles else ()) as running:
+        await running.ready()
+        yield At(running.client, running.entry, running if roles else None)
+
+
+@asynccontextmanager
+async def _elsewhere(settings: Settings, crew: str) -> AsyncIterator[At]:
+    from dataclasses import replace
+
+    from crewline.cli.state import open_client
+
+    async with open_client(replace(settings, crew=crew)) as client:
+        yield At(client, await _agent_of(client, crew), None)
+
+
+async def _agent_of(client: Client, crew: str) -> str:
+    """Return whom people last asked in this crew. Raises: NotFound if nobody has asked anybody yet."""
+    projection = await client.projection()
+    asked = [turn for turn in projection.turns.values() if not turn.delegated]
+    if not asked:
+        raise NotFound(
+            f"nobody has asked crew {crew!r} anything yet, so its first agent is not known",
+            hint="name its file, or the agent: --agent NAME",
+        )
+    return max(asked, key=lambda turn: turn.started_ms).agent
