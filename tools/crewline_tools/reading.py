@@ -23,8 +23,8 @@ class ReadTools:
         self._tools = tools
         self._runner = Runner("crewline-facts")
 
-    async def run(self, name: str, args: dict[str, Any]) -> Any:
-        """Return what the tool returns, as a JSON value.
+    async def run(self, name: str, args: dict[str, Any], injected: Mapping[str, Any] | None = None) -> Any:
+        """Return what the tool returns, as a JSON value; `injected` are the arguments that the runtime sets.
 
         Raises: NotFound if there is no read tool of that name; CrewlineError if it fails.
         """
@@ -32,9 +32,8 @@ class ReadTools:
         if tool is None or tool.spec.effect != "read":
             raise NotFound(f"there is no read tool {name!r}")
         cancelled = threading.Event()
-        ran = await self._runner.run(
-            tool, msgspec.json.encode(args).decode(), None, ToolContext(call_id=f"fact:{name}", cancelled=cancelled), cancelled
-        )
+        context = ToolContext(call_id=f"fact:{name}", cancelled=cancelled)
+        ran = await self._runner.run(tool, msgspec.json.encode(args).decode(), injected, context, cancelled)
         if ran.how != "returned":
             raise CrewlineError(f"{name}: {ran.output}")
         try:
