@@ -19,10 +19,11 @@ from crewline_tools.builtin import DELEGATE, HANDOFF
 from crewline import events as ev
 from crewline.conversation import Call, Conversation, Turn, sha256_of
 from crewline.errors import UsageError
+from crewline.expressions import Expression
 from crewline.guardrail.catalogue import Catalogue, Offer
 from crewline.guardrail.decode import decode
 from crewline.guardrail.limits import limits
-from crewline.guardrail.policies import PolicySet
+from crewline.guardrail.policies import INJECT_NAMES, PolicySet, compiled
 from crewline.roster import Roster
 
 _FORBIDDEN = {(DELEGATE, "/capability"): "delegation.forbidden", (HANDOFF, "/agent"): "handoff.forbidden"}
@@ -80,6 +81,7 @@ class Judge:
 
     def __init__(self, roster: Roster, policies: PolicySet) -> None:
         self.policies = policies
+        self.injects: dict[str, dict[str, Expression]] = {}  # of the tools that facts are looked up with
         try:
             self.catalogue = Catalogue(roster)
         except ValueError as error:
@@ -89,6 +91,10 @@ class Judge:
             if tool is None or tool.effect != "read":
                 what = "is not declared" if tool is None else f"has effect {tool.effect!r}"
                 raise UsageError(f"fact {name!r}: tool {fact.rule.tool!r} {what}; facts come from `effect: read` tools")
+            if tool.inject:
+                self.injects[tool.name] = {
+                    arg: compiled(f"tool {tool.name!r}, inject {arg!r}", text, INJECT_NAMES) for arg, text in tool.inject.items()
+                }
 
     def begin(self, state: Conversation, call: Call) -> Judgement:
         """Return the judgement of `call` after checks 0 to 3. It is decided if `denied` holds something."""
@@ -200,7 +206,8 @@ class Judge:
         if call.approved_by is None or before is None or call.approved_sha256 != judged.asked_sha256:
             return None
         given = before.decision == "require_approval" or before.by.startswith("person:")
-        return call.approved_by if given and before.epoch == self.policies.epoch else None
+        same = (before.epoch, before.policy_set) == (self.policies.epoch, self.policies.name)
+        return call.approved_by if given and same else None
 
     def _values(self, state: Conversation, judged: Judgement) -> dict[str, Any]:
         turn = judged.turn

@@ -23,6 +23,7 @@ log = logging.getLogger("crewline.guardrail")
 Action = Literal["allow", "require_approval", "deny"]
 NAMES = ("args", "facts", "user", "run", "agent", "tool", "effect", "origins", "untrusted_seen")
 FACT_NAMES = ("args", "user", "run")
+INJECT_NAMES = ("user", "run", "agent")
 _ORDER: Mapping[Action, int] = {"allow": 0, "require_approval": 1, "deny": 2}
 
 
@@ -77,7 +78,7 @@ class _Policy:
         if rule.action not in _ORDER:
             raise UsageError(f"policy {rule.name!r}: action {rule.action!r} is none of {', '.join(_ORDER)}")
         self.rule = rule
-        self.expression = None if rule.when is None else _compile(f"policy {rule.name!r}", rule.when, NAMES)
+        self.expression = None if rule.when is None else compiled(f"policy {rule.name!r}", rule.when, NAMES)
         read = frozenset() if self.expression is None else self.expression.fields("facts")
         self.facts: frozenset[str] = known if read is None else read
         if unknown := self.facts - known:
@@ -128,7 +129,7 @@ class PolicySet:
         self.facts: dict[str, _Fact] = {
             rule.name: _Fact(
                 rule,
-                {arg: _compile(f"fact {rule.name!r}, argument {arg!r}", text, FACT_NAMES)
+                {arg: compiled(f"fact {rule.name!r}, argument {arg!r}", text, FACT_NAMES)
                  for arg, text in rule.args.items()},
             )
             for rule in facts
@@ -186,7 +187,8 @@ def _unique(what: str, names: Sequence[str]) -> None:
             raise UsageError(f"{what} {name!r} is declared twice")
 
 
-def _compile(where: str, text: str, names: Sequence[str]) -> Expression:
+def compiled(where: str, text: str, names: Sequence[str]) -> Expression:
+    """Return the expression. Raises: UsageError that says `where` it stands."""
     try:
         return Expression.compile(text, names=names)
     except CrewlineError as error:

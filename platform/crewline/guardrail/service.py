@@ -104,7 +104,7 @@ class Guardrail:
             if self._finder is None:
                 decision = judge.end(judged, {}, [unavailable(name) for name in judged.facts])
             else:
-                facts, missing = await self._finder.look_up(judge.policies, judged.facts, judged.values)
+                facts, missing = await self._finder.look_up(judge.policies, judged.facts, judged.values, judge.injects)
                 decision = judge.end(judged, facts, missing)
             return self._verdict(effect, state, judged.call, judge, decision)
         except Exception:
