@@ -143,6 +143,11 @@ class Turn(State, frozen=True):
     entry: str = ""
 
     @property
+    def deadline_ms(self) -> int:
+        """When the turn must end (broker time): the time a person was waited for does not count."""
+        return self.limits.deadline_ms + self.paused_ms
+
+    @property
     def ending(self) -> bool:
         return self.failing is not None or self.cancelled_by is not None
 
@@ -698,8 +703,8 @@ def worker_pending(state: Conversation) -> list[Effect]:
     if not turn.calls:
         effects.append(Effect(f"{step_id(state.id, turn)}:a{turn.attempt}", "think", due_ms=turn.due_ms, slot=True))
     if turn.paused_since_ms is None and turn.limits.deadline_ms:
-        due = turn.limits.deadline_ms + turn.paused_ms
-        effects.append(Effect(f"{turn_id(state.id, turn.number)}:deadline:{turn.paused_ms}", "deadline", due_ms=due))
+        id = f"{turn_id(state.id, turn.number)}:deadline:{turn.paused_ms}"
+        effects.append(Effect(id, "deadline", due_ms=turn.deadline_ms))
     return effects
 
 
@@ -731,7 +736,7 @@ def _call_effects(call: Call, turn: Turn) -> list[Effect]:
 
 def _nobody_ms(call: Call, turn: Turn) -> int:
     """Waiting for an offer ends a little before the turn does, so that the agent can say so."""
-    return max(call.since_ms + 1_000, turn.limits.deadline_ms + turn.paused_ms - 5_000)
+    return max(call.since_ms + 1_000, turn.deadline_ms - 5_000)
 
 
 def guard_pending(state: Conversation) -> list[Effect]:

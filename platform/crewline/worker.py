@@ -214,7 +214,7 @@ class Worker:
                 say = f"nobody in crew {self.roster.crew} offers {turn.asked.capability!r}"
             return [self._failed(effect, state, "crew.changed" if turn.agent else "market.nobody", say)]
         try:
-            async with asyncio.timeout(max(1.0, (turn.limits.deadline_ms - self._clock_ms()) / 1000 + 1.0)):
+            async with asyncio.timeout(max(1.0, (turn.deadline_ms - self._clock_ms()) / 1000 + 1.0)):
                 reply = await self._stream(agent, self._request_for(state, turn, agent), state, turn)
         except ModelError as error:
             return [self._attempt_failed(effect, state, error)]
@@ -277,7 +277,7 @@ class Worker:
         if error.retry_after_s is not None:
             wait_s = max(wait_s, error.retry_after_s)
         retry_at_ms = now_ms + int(wait_s * 1000)
-        final = not error.retryable or turn.attempt >= turn.limits.attempts or retry_at_ms >= turn.limits.deadline_ms
+        final = not error.retryable or turn.attempt >= turn.limits.attempts or retry_at_ms >= turn.deadline_ms
         return self._failed(effect, state, error.code, error.message, error.hint, None if final else retry_at_ms)
 
     def _failed(
@@ -303,7 +303,7 @@ class Worker:
             return self._completed(state, call.id, "refused", error.message, "inject.failed")
         requested = ev.CallRequested(
             call.id, call.execution, call.name, call.arguments, call.sealed, call.verdict.agent, turn.run,
-            turn.asked.user, injected, turn.limits.deadline_ms,
+            turn.asked.user, injected, turn.deadline_ms,
         )
         topic = self.roster.topics.tools(call.verdict.pool)
         try:
@@ -381,7 +381,7 @@ class Worker:
             input=arguments["input"],
             token=secrets.token_hex(16),
             grant=_grant(turn),
-            deadline_ms=turn.limits.deadline_ms + turn.paused_ms - CHILD_MARGIN_MS,
+            deadline_ms=turn.deadline_ms - CHILD_MARGIN_MS,
             candidates=choice.candidates,
         )
         return [self._message(state, chosen, id=effect.id, run=turn.run, cause=call.judgement_id)]

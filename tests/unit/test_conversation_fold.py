@@ -239,6 +239,15 @@ def test_waiting_for_a_person_moves_the_deadline() -> None:
     assert due >= DEADLINE_MS + 3_600_000
 
 
+def test_time_waited_for_a_person_is_added_to_the_deadline() -> None:
+    talk = Talk().opened(call("pay"))
+    talk.judged("require_approval")
+    talk.now_ms += 3_600_000
+    talk.decided("approve")
+    assert talk.turn.deadline_ms == DEADLINE_MS + talk.turn.paused_ms
+    assert talk.turn.paused_ms >= 3_600_000
+
+
 def test_three_expired_verdicts_in_a_row_fail_the_call() -> None:
     talk = Talk().opened(call("pay"))
     for execution in (1, 2, 3):
