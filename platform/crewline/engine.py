@@ -43,6 +43,9 @@ log = logging.getLogger("crewline.engine")
 
 S = TypeVar("S")
 
+# In a mark's carry, before the role's own: how many keys there must be. The store counts what it has.
+_COUNT_BYTES = 8
+
 
 class Effect(NamedTuple):
     """Something the world must do before a conversation can go on.
@@ -155,6 +158,11 @@ class _Part(Generic[S]):
     id_before: str = ""
     carry: bytes = b""
     marked: int = 0
+    # What this owner knows to be in the store: everything before that offset; 0: nothing.
+    stored: int = 0
+    # How many keys have records before `next_offset`, and whether all of them are in memory.
+    known: int = 0
+    whole: bool = True
     keys: OrderedDict[bytes, _Key[S]] = field(default_factory=OrderedDict)
     changed: dict[bytes, None] = field(default_factory=dict)
     dirty: dict[bytes, None] = field(default_factory=dict)
@@ -194,7 +202,7 @@ class Engine(Generic[S]):
         self._clock_ms = clock_ms
         self._options = options
         self._parts: dict[int, _Part[S]] = {}
-        self._timers: list[tuple[int, int, int, bytes, Effect]] = []
+        self._timers: list[tuple[int, int, _Part[S], bytes, Effect]] = []
         self._timer_handle: asyncio.TimerHandle | None = None
         self._sequence = 0
         self._slots = options.slots
@@ -222,7 +230,8 @@ class Engine(Generic[S]):
                 try:
                     batches = await consumer.poll(self._options.poll_s, records_max=self._options.records_max)
                     for batch in batches:
-                        await self._take(batch)
+                        if not await self._take(batch):
+                            break
                     self._derive()
                     self._send()
                     await self._snapshot_if_due()
@@ -272,6 +281,18 @@ class Engine(Generic[S]):
     # --- ownership -----------------------------------------------------------------------------
 
     async def _assigned(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        failures = 0
+        while True:
+            try:
+                return await self._load_all(partitions)
+            except (BusError, StoreError) as error:
+                if self._stopping.is_set():
+                    raise
+                failures += 1
+                log.warning("%s: partitions %s cannot be loaded: %s; trying again", self.role.name, partitions, error)
+                await self._pause(self._backoff(failures))
+
+    async def _load_all(self, partitions: Sequence[int]) -> Mapping[int, int]:
         begins, ends = await self._bus.offsets(self.role.topic)
         starts = {}
         for partition in partitions:
@@ -291,8 +312,13 @@ class Engine(Generic[S]):
         if mark is None:
             await self._store.drop(self.role.name, partition)
             return _Part(partition, begin, end, begin)
-        part: _Part[S] = _Part(partition, mark.next_offset, end, begin, mark.id_before, mark.carry, mark.next_offset)
         stored = await self._store.pending(self.role.name, partition)
+        if await self._store.mark(self.role.name, partition) != mark:
+            return await self._load(partition, begin, end)  # the owner before us has just written: all of it, or nothing
+        part: _Part[S] = _Part(
+            partition, mark.next_offset, end, begin, mark.id_before, mark.carry[_COUNT_BYTES:], mark.next_offset,
+            mark.next_offset, mark.snapshots, whole=False,
+        )
         for raw, snapshot in stored.items():
             held = self._restore(part, raw, snapshot)
             if held is None:
@@ -305,7 +331,7 @@ class Engine(Generic[S]):
         return part
 
     async def _belongs(self, mark: Mark, partition: int, begin: int, end: int) -> bool:
-        if mark.next_offset > end:
+        if mark.next_offset > end or int.from_bytes(mark.carry[:_COUNT_BYTES], "big") != mark.snapshots:
             return False
         if mark.next_offset <= begin or mark.next_offset == 0:
             return True  # nothing of the log is left to compare with: a gap, parked loudly
@@ -358,20 +384,29 @@ class Engine(Generic[S]):
             self._waiting = deque(item for item in self._waiting if item[0] is not part)
             try:
                 await self._write_snapshot(part)
-            except StoreError as error:
+            except (BusError, StoreError) as error:
                 log.warning("%s: no snapshot at hand-over: %s; the next owner folds more", self.role.name, error)
 
     # --- folding -------------------------------------------------------------------------------
 
-    async def _take(self, batch: Batch) -> None:
+    async def _take(self, batch: Batch) -> bool:
+        """Fold a batch; return False, having folded nothing of it, if the engine is to stop first."""
         part = self._parts.get(batch.partition)
         if part is None:
-            return
+            return True
         missing = [raw for raw in {record.key: None for record in batch.records} if raw not in part.keys]
-        if missing and part.marked:
-            for raw, snapshot in (await self._store.snapshots(self.role.name, part.partition, missing)).items():
-                if self._restore(part, raw, snapshot) is None:
-                    raise StoreError(f"snapshot of {raw!r} has another version than its mark")
+        failures = 0
+        while missing and not part.whole:
+            try:
+                await self._bring(part, missing)
+                break
+            except (BusError, StoreError) as error:
+                # The batch waits: the consumer does not hand it out twice, and no record may be left out.
+                failures += 1
+                log.warning("%s: %s; trying again", self.role.name, error)
+                await self._pause(self._backoff(failures))
+                if self._stopping.is_set():
+                    return False
         for record in batch.records:
             if record.offset >= part.next_offset:
                 self._fold_record(part, record)
@@ -380,12 +415,50 @@ class Engine(Generic[S]):
         messages = self.role.checkpoint(part.partition, part.next_offset, part.carry)
         if messages:
             self._spawn_send(list(messages))
+        return True
+
+    async def _bring(self, part: _Part[S], keys: Sequence[bytes]) -> None:
+        """Get states that are not in memory: from the store if it stands where this owner left it, else from the log.
+
+        Another mark there is another owner's, or an old copy's: its states are not of this offset.
+        """
+        found = await self._store.snapshots(self.role.name, part.partition, keys)
+        mark = await self._store.mark(self.role.name, part.partition)
+        in_step = mark is not None and mark.next_offset == part.stored
+        if not in_step or any(self._restore(part, raw, snapshot) is None for raw, snapshot in found.items()):
+            await self._rebuild(part)
+
+    async def _rebuild(self, part: _Part[S]) -> None:
+        """Fold from the log every key that is not in memory, and have all of them written again."""
+        log.warning("%s: the store lacks part of partition %d; reading the log again", self.role.name, part.partition)
+        keys: dict[bytes, _Key[S]] = {}
+        offset = part.begin
+        while offset < part.next_offset:
+            batch = await self._bus.read(self.role.topic, part.partition, offset)
+            for record in batch.records:
+                if record.key not in part.keys and record.offset < part.next_offset:
+                    held = keys.get(record.key)
+                    if held is None:
+                        held = keys[record.key] = _Key(self._initial(record.key))
+                    if held.frozen_at is None:
+                        self._fold_one(part, held, record)
+            offset = batch.next_offset
+        part.keys.update(keys)
+        part.dirty |= dict.fromkeys(keys)
+        part.changed |= dict.fromkeys(part.keys)
+        part.whole = True
+        part.known = len(part.keys)
+        part.marked = part.stored = 0
+
+    def _initial(self, raw: bytes) -> S:
+        return self.role.view.initial(raw.decode("utf-8", "surrogateescape"))
 
     def _fold_record(self, part: _Part[S], record: Record) -> None:
         part.carry = self.role.observe(part.carry, record)
         held = part.keys.get(record.key)
         if held is None:
-            held = part.keys[record.key] = _Key(self.role.view.initial(record.key.decode("utf-8", "surrogateescape")))
+            held = part.keys[record.key] = _Key(self._initial(record.key))
+            part.known += 1
         else:
             part.keys.move_to_end(record.key)
         if held.frozen_at is None:
@@ -467,9 +540,22 @@ class Engine(Generic[S]):
         if isinstance(acted, Coroutine):
             if effect.slot:
                 self._slots -= 1
-            held.tasks[effect.id] = asyncio.create_task(self._await(part, raw, held, effect, acted), name=effect.id)
+            task = asyncio.create_task(self._await(part, raw, held, effect, acted), name=effect.id)
+            # Not in a `finally` of the task's own: one that is cancelled before it began never gets there.
+            task.add_done_callback(lambda task: self._ended(held, effect, acted, task))
+            held.tasks[effect.id] = task
         else:
             self._outbox.append((part, raw, effect, acted))
+
+    def _ended(
+        self, held: _Key[S], effect: Effect, work: Coroutine[Any, Any, Sequence[Message]], task: asyncio.Task[None]
+    ) -> None:
+        work.close()
+        if held.tasks.get(effect.id) is task:
+            del held.tasks[effect.id]
+        if effect.slot:
+            self._slots += 1
+            self._fill_slots()
 
     async def _await(
         self, part: _Part[S], raw: bytes, held: _Key[S], effect: Effect, work: Coroutine[Any, Any, Sequence[Message]]
@@ -483,12 +569,6 @@ class Engine(Generic[S]):
             held.failures += 1
             self._later(part, raw, effect, self._backoff(held.failures))
             return
-        finally:
-            if effect.slot:
-                self._slots += 1
-                self._fill_slots()
-            if held.tasks.get(effect.id) is asyncio.current_task():
-                del held.tasks[effect.id]
         reach(f"{self.role.name}.after_act")
         if self._parts.get(part.partition) is part and effect.id in held.begun:
             self._outbox.append((part, raw, effect, messages))
@@ -503,7 +583,7 @@ class Engine(Generic[S]):
         self._send()
 
     def _backoff(self, failures: int) -> float:
-        return min(self._options.retry_s_max, self._options.retry_s_min * 2 ** min(failures, 16))
+        return min(self._options.retry_s_max, self._options.retry_s_min * 2.0 ** min(failures, 16))
 
     # --- timers --------------------------------------------------------------------------------
 
@@ -512,7 +592,7 @@ class Engine(Generic[S]):
 
     def _at(self, due_ms: int, part: _Part[S], raw: bytes, effect: Effect) -> None:
         self._sequence += 1
-        heapq.heappush(self._timers, (due_ms, self._sequence, part.partition, raw, effect))
+        heapq.heappush(self._timers, (due_ms, self._sequence, part, raw, effect))
         self._arm()
 
     def _arm(self) -> None:
@@ -533,10 +613,9 @@ class Engine(Generic[S]):
         self._timer_handle = None
         now_ms = self._clock_ms()
         while self._timers and self._timers[0][0] <= now_ms:
-            _, _, partition, raw, effect = heapq.heappop(self._timers)
-            part = self._parts.get(partition)
-            held = part.keys.get(raw) if part else None
-            if part is None or held is None or held.begun.get(effect.id) != -1 or effect.id in held.tasks:
+            _, _, part, raw, effect = heapq.heappop(self._timers)
+            held = part.keys.get(raw) if self._parts.get(part.partition) is part else None
+            if held is None or held.begun.get(effect.id) != -1 or effect.id in held.tasks:
                 continue
             if effect.slot and self._slots <= 0:
                 self._waiting.append((part, raw, effect))
@@ -617,7 +696,7 @@ class Engine(Generic[S]):
             if part.next_offset - part.marked >= self._options.snapshot_records or (due and part.changed):
                 try:
                     await self._write_snapshot(part)
-                except StoreError as error:
+                except (BusError, StoreError) as error:
                     log.warning("%s: no snapshot: %s; a restart folds more of the log", self.role.name, error)
         if due:
             self._last_snapshot = now
@@ -625,6 +704,11 @@ class Engine(Generic[S]):
     async def _write_snapshot(self, part: _Part[S]) -> None:
         if not part.changed or part.next_offset <= part.marked:
             return
+        # A store that was lost, or went back to an old copy, must not get a new mark over what it lacks.
+        there = await self._store.mark(self.role.name, part.partition)
+        if part.stored and (there is None or there.next_offset < part.stored):
+            await self._store.drop(self.role.name, part.partition)
+            await self._rebuild(part)
         changed, part.changed = part.changed, {}
         view = self.role.view
         version = view.version.to_bytes(2, "big")
@@ -634,18 +718,23 @@ class Engine(Generic[S]):
             # Not yet derived (still catching up): what is pending is not known, so it is looked at again.
             pending = held.pending or raw in part.dirty or held.frozen_at is not None
             snapshots[raw] = Snapshot(version + view.encode(held.state), pending, tuple(sorted(held.acked)), held.frozen_at)
-        mark = Mark(part.next_offset, part.id_before, 0, part.carry)
+        mark = Mark(part.next_offset, part.id_before, 0, part.known.to_bytes(_COUNT_BYTES, "big") + part.carry)
         marked = part.next_offset
         try:
-            await self._store.write(self.role.name, part.partition, mark, snapshots)
+            written = await self._store.write(self.role.name, part.partition, mark, snapshots)
         except StoreError:
             part.changed = {**changed, **part.changed}
             raise
         part.marked = marked
         reach(f"{self.role.name}.after_snapshot")
         if self._consumer is not None:
-            await self._consumer.commit({part.partition: marked})
-        self._forget_idle(part)
+            try:
+                await self._consumer.commit({part.partition: marked})
+            except BusError as error:
+                log.debug("%s: the group's offset was not noted (only lag is computed from it): %s", self.role.name, error)
+        if written:
+            part.stored = marked
+            self._forget_idle(part)
 
     def _forget_idle(self, part: _Part[S]) -> None:
         """Drop idle states from memory, oldest first; the store has them."""
@@ -654,4 +743,5 @@ class Engine(Generic[S]):
             held = part.keys[raw]
             if excess > 0 and not (held.pending or held.begun or raw in part.changed or raw in part.dirty):
                 del part.keys[raw]
+                part.whole = False
                 excess -= 1
