@@ -33,16 +33,6 @@ def templates() -> Path:
     raise NotFound("the support crew is not in this install", hint="install crewline again")
 
 
-def fresh_state(state: Path) -> Path:
-    """Return a new, empty folder for one demo under `state`, and point the shop there."""
-    number = 1
-    while (folder := state / f"demo-{number}").exists():
-        number += 1
-    folder.mkdir(parents=True)
-    os.environ["SHOP_DB"] = str(folder / "shop.db")
-    return folder
-
-
 def demo(*, state: Path, kill: bool, yes: bool, show: Callable[[Frame], None], say: Callable[[str], None]) -> str:
     """Run the demo; return the answer.
 
@@ -54,12 +44,12 @@ def demo(*, state: Path, kill: bool, yes: bool, show: Callable[[Frame], None], s
 
     Raises: RunFailed if the crew does not answer; CrewlineError if the payment was not made once.
     """
-    folder = fresh_state(state)
-    os.environ["CREWLINE_STATE"] = str(folder)
+    state.mkdir(parents=True, exist_ok=True)
+    os.environ["SHOP_DB"] = str(state / "shop.db")
     if kill:
         os.environ["SHOP_BANK_S"] = str(BANK_S)
-        return asyncio.run(_killed(folder, yes=yes, show=show, say=say))
-    return asyncio.run(_in_process(folder, yes=yes, show=show))
+        return asyncio.run(_killed(state, yes=yes, show=show, say=say))
+    return asyncio.run(_in_process(state, yes=yes, show=show))
 
 
 async def _in_process(folder: Path, *, yes: bool, show: Callable[[Frame], None]) -> str:
@@ -103,22 +93,23 @@ def _asked(held: CallJudged) -> bool:
 async def _killed(folder: Path, *, yes: bool, show: Callable[[Frame], None], say: Callable[[str], None]) -> str:
     """Run the crew as a process of its own; kill it in mid-payment; start it again; look at the ledger."""
     shop = _shop()
+    before = shop.ledger()
     crew = _start(folder)
     try:
         say(f"the crew runs as process {crew.pid}")
         await _until(lambda: (folder / "log.db").exists() and (folder / "keys").is_dir(), crew)
         async with await _open(folder) as client:
             asked = asyncio.create_task(_ask(client, "frontdesk", yes=yes, show=show))
-            await _until(lambda: asked.done() or shop.ledger()[0] > 0, crew)
-            started, made = shop.ledger()
+            await _until(lambda: asked.done() or shop.ledger()[0] > before[0], crew)
+            started, made = _since(before, shop.ledger())
             say(f"payment under way ({started} started, {made} made): kill -9 {crew.pid}")
             crew.send_signal(signal.SIGKILL)
             crew.wait()
             crew = _start(folder)
             say(f"started again as process {crew.pid}")
             answer = await asyncio.wait_for(asked, WAIT_S)
-        started, made = shop.ledger()
-        say(f"the shop's ledger: {started} payments started with one key, {made} made")
+        started, made = _since(before, shop.ledger())
+        say(f"the shop's ledger: the payment was started {started} times, with one key, and made {made} time(s)")
         if made != 1:
             raise CrewlineError(f"{made} payments were made, not one", hint=f"look at {folder}")
         return answer
@@ -157,6 +148,10 @@ async def _open(folder: Path) -> Client:
         if client.topics.conversations in topics and client.topics.tokens in topics:
             return client
         await asyncio.sleep(0.05)
+
+
+def _since(before: tuple[int, int], now: tuple[int, int]) -> tuple[int, int]:
+    return now[0] - before[0], now[1] - before[1]
 
 
 def _shop() -> Any:
