@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ def now_ms() -> int:
 class MemoryBus:
     """As much of a bus as a role needs. Every consumer owns every partition: two of them are a zombie and its heir.
 
-    `behind_ms` is how far the broker's clock is behind ours. `fail_appends` is how many calls of `append`
+    `behind_ms` is how far the broker's clock is behind ours (set it back to 0, and time has passed). `fail_appends` is how many calls of `append`
     fail, after having written (their answer was lost).
     """
 
@@ -189,17 +189,18 @@ class PoolBench:
 
     async def start(
         self, *, options: PoolOptions = OPTIONS, group: str = "g",
-        uptime_s: Callable[[], float] = time.monotonic,
+        uptime_s: Callable[[], float] = time.monotonic, clock_ms: Callable[[], int] = now_ms,
+        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> Process:
         cable = Cable(self.bus)
         held = KEYRING.for_pool("main")
         pool = ToolPool(
             "main", self.tools, topics=TOPICS, scribe=Scribe(held, source="demo", now_ms=now_ms, seal_as="pool/main"),
-            keyring=held, bus=cable, clock_ms=now_ms, options=options, uptime_s=uptime_s,
+            keyring=held, bus=cable, clock_ms=clock_ms, options=options, uptime_s=uptime_s, sleep=sleep,
         )
         engine: Engine[Any] = Engine(
             pool, bus=cable, store=NoStore(), reader=Reader(held, partitions=PARTITIONS), group=group,  # type: ignore[arg-type]
-            clock_ms=now_ms, options=EngineOptions(retry_s_min=0.001, retry_s_max=0.05, poll_s=0.2),
+            clock_ms=clock_ms, options=EngineOptions(retry_s_min=0.001, retry_s_max=0.05, poll_s=0.2),
         )
         process = Process(pool, engine, cable, asyncio.create_task(engine.run()))
         self.processes.append(process)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crewline.bus.base import Message
 from crewline.events import CallDone, CallStarted, IntentPublished
 from crewline.testing import until
 from crewline.topics import TopicSpec
@@ -19,7 +20,7 @@ from crewline_tools.functions import make
 from crewline_tools.pool import PoolOptions
 from crewline_tools.reconcile import Settled, UncertainCall
 from crewline_tools.registry import ToolOptions, merge
-from pool_bench import PARTITIONS, TOOLS_TOPIC, TOPICS, MemoryBus, PoolBench
+from pool_bench import PARTITIONS, TOOLS_TOPIC, TOPICS, MemoryBus, PoolBench, now_ms
 
 CALL = "c1:t1:s1:c0"
 X1 = f"{CALL}:x1"
@@ -355,8 +356,7 @@ async def test_two_owners_of_one_partition_run_an_unsafe_tool_once(bench: PoolBe
 async def test_a_started_execution_whose_process_is_gone_becomes_unknown(memory: PoolBench) -> None:
     counter = Counter()
     add_counting(memory, counter, timeout="20ms")
-    memory.bus.behind_ms = 5_000  # so that the claim's time is up when it is read
-    await memory.bus.append([memory.request("work"), memory.message("c1", CallStarted(CALL, 1, "lost"), f"{X1}:claim")])
+    await _started_by_a_lost_process(memory, memory.request("work"))
     await memory.start()
 
     (id, completed), = await memory.told()
@@ -367,6 +367,38 @@ async def test_a_started_execution_whose_process_is_gone_becomes_unknown(memory:
     await memory.bus.append([memory.message("c1", CallDone(CALL, 1, "ok", "it had run"), f"{X1}:done")])
     late = dict(await memory.told(count=2))
     assert (late[X1].outcome, late[X1].output) == ("ok", "it had run")
+
+
+async def _started_by_a_lost_process(bench: PoolBench, request: Message) -> None:
+    """Append a request and a claim, ten seconds ago."""
+    bench.bus.behind_ms = 10_000
+    await bench.bus.append([request, bench.message("c1", CallStarted(CALL, 1, "lost"), f"{X1}:claim")])
+    bench.bus.behind_ms = 0
+
+
+async def test_a_clock_that_is_ahead_settles_nothing_while_the_call_still_runs(memory: PoolBench) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+    pauses: list[float] = []
+
+    async def pay() -> str:
+        began.set()
+        await go_on.wait()
+        return "paid"
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.Event().wait()
+
+    add(memory, pay, reconcile=lambda call: call.not_run())
+    await memory.start(group="one")
+    await memory.bus.append([memory.request("pay")])
+    await began.wait()
+    await memory.start(group="two", clock_ms=lambda: now_ms() + 600_000, sleep=pause)
+    await until(lambda: pauses)
+    go_on.set()
+
+    assert [(id, completed.outcome) for id, completed in await memory.told()] == [(X1, "ok")]
+    assert 14 < pauses[0] <= 15  # claim and timeout, by the broker's time
 
 
 @pytest.mark.parametrize(("settle", "id", "outcome"), [
@@ -388,9 +420,7 @@ async def test_a_lost_execution_is_settled_by_its_reconcile_function(
     def pay(amount: float) -> None: ...
 
     add(memory, pay, timeout="20ms", reconcile=find)
-    memory.bus.behind_ms = 5_000
-    await memory.bus.append([
-        memory.request("pay", '{"amount": 5}'), memory.message("c1", CallStarted(CALL, 1, "lost"), f"{X1}:claim")])
+    await _started_by_a_lost_process(memory, memory.request("pay", '{"amount": 5}'))
     await memory.start()
 
     (found, completed), = await memory.told()
@@ -443,12 +473,13 @@ async def test_a_process_killed_in_mid_run_leaves_an_unknown_and_no_second_run(m
         began.set()
         await asyncio.Event().wait()
 
-    add(memory, pay, timeout="50ms")
-    memory.bus.behind_ms = 5_000
+    add(memory, pay, timeout="1s")
+    memory.bus.behind_ms = 10_000
     first = await memory.start(group="one")
     await memory.bus.append([memory.request("pay")])
     await began.wait()
     await first.kill()
+    memory.bus.behind_ms = 0
 
     await memory.start(group="two")
     (id, completed), = await memory.told()

@@ -33,7 +33,7 @@ from crewline.seal import Keyring
 from crewline.topics import CrewTopics
 
 from crewline_tools.context import Report, ToolContext, idempotency_key
-from crewline_tools.pool_view import CLAIM_S, Execution, PoolState, PoolView, find, owed, pending
+from crewline_tools.pool_view import CLAIM_S, Execution, PoolState, PoolView, find, overdue_ms, owed, pending
 from crewline_tools.reconcile import Settled, UncertainCall
 from crewline_tools.results import describe, render
 from crewline_tools.running import Gate, Ran, Runner, Tool, always
@@ -302,7 +302,14 @@ class ToolPool:
             self._spawn(self._append([self._done_message(key, each, _done(each, ran, unsafe=True))]), each.id)
 
     async def _settle_lost(self, key: str, each: Execution) -> Sequence[Message]:
-        """It was started, by a process that has not said how it ended and had its time."""
+        """It was started, by a process that has not said how it ended and had its time.
+
+        Our own clock has rung, and it may be minutes ahead. Settling too early could start a second run
+        beside the first, so the time that counts is asked of the log that stamped the claim.
+        """
+        due_ms = overdue_ms(each, self._specs)
+        while (early_ms := due_ms - await self._broker_ms(key, each)) > 0:
+            await self._sleep(early_ms / 1000)
         tool = self._tools.get(each.request.tool) if each.request is not None else None
         settled = Settled("cannot_say")
         if tool is not None and each.request is not None:
@@ -314,6 +321,14 @@ class ToolPool:
                                   f"{each.id}:abandoned", each)]
         unknown = _unknown(each, "the process that ran it did not say how it ended", "call.lost")
         return [self._done_message(key, each, unknown)]
+
+    async def _broker_ms(self, key: str, each: Execution) -> int:
+        """Return the broker's time now: that of a record made for it, on the claim's own partition."""
+        probe = ev.CallProgressed(each.call, each.number, 0.0, say="Its outcome is being looked for.")
+        message = self._message(self.topic, key, probe, f"{each.id}:probe:{secrets.token_hex(6)}", each)
+        position = (await self._bus.append([message]))[0]
+        batch = await self._bus.read(self.topic, position.partition, position.offset, records_max=1)
+        return batch.records[0].timestamp_ms
 
     async def _settled(self, tool: Tool, key: str, each: Execution, request: ev.CallRequested) -> Settled:
         if tool.reconcile is None:

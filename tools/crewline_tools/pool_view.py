@@ -233,12 +233,16 @@ def _started_effects(each: Execution, tools: Mapping[str, ToolSpec]) -> list[Eff
     else:
         # Both: whose claim it is, only the process knows that made its nonce. `run` does nothing elsewhere.
         effects.append(Effect(f"{each.id}:run", "run", each.id))
-        spec = tools.get(each.request.tool) if each.request is not None else None
-        timeout_ms = int(spec.timeout_s * 1000) if spec is not None else TIMEOUT_MS
-        effects.append(Effect(f"{each.id}:overdue", "overdue", each.id, due_ms=each.started_ms + CLAIM_MS + timeout_ms))
+        effects.append(Effect(f"{each.id}:overdue", "overdue", each.id, due_ms=overdue_ms(each, tools)))
     if each.revoke_asked:
         effects.append(Effect(f"{each.id}:cancel", "cancel", each.id))
     return effects
+
+
+def overdue_ms(each: Execution, tools: Mapping[str, ToolSpec]) -> int:
+    """Return the broker time at which whoever started an execution must have been done with it."""
+    spec = tools.get(each.request.tool) if each.request is not None else None
+    return each.started_ms + CLAIM_MS + (int(spec.timeout_s * 1000) if spec is not None else TIMEOUT_MS)
 
 
 def owed(done: ev.CallDone) -> Owed:
