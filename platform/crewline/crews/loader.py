@@ -32,6 +32,7 @@ CEL_PATHS: tuple[tuple[str, ...], ...] = (
     ("triggers", "*", "input", "*"),
     ("triggers", "*", "aggregate", "*"),
 )
+_BAD = "not a reference; write ${NAME}, ${NAME:-default} or ${file:/path}"
 _LITERAL: tuple[tuple[str, ...], ...] = (("agents", "*", "instructions"),)
 
 
@@ -54,11 +55,13 @@ def load_crew(
     """
     root = read_nodes(path, overlays)
     problems = resolve_nodes(root, env if resolve else None)
-    config, shape = shaped(root)
+    config, shape, waiting = shaped(root)
     problems += shape
     problems += cross_problems(root, FilePath(path).parent, offline=offline)
-    if resolve or (config is None and not shape):
-        problems += _missing(root, offline=offline, everything=config is None)
+    if config is None and not shape:
+        problems += waiting  # a number that is not there leaves no crew, even if nobody uses it
+    if resolve:
+        problems += _missing(root, offline=offline)
     errors = [problem for problem in in_order(problems) if problem.severity == "error"]
     if errors:
         raise CrewFileError(errors)
@@ -108,9 +111,8 @@ def resolve_nodes(root: Node, env: Mapping[str, str] | None) -> list[Problem]:
         try:
             node.value = resolve(node.value, env)
         except BadReference:
-            say = "not a reference; write ${NAME}, ${NAME:-default} or ${file:/path}"
-            problems.append(Problem.at(node.place, dotted(path), say))
-            node.value = Referenced(node.value, node.value, say)  # said once
+            problems.append(Problem.at(node.place, dotted(path), _BAD))
+            node.value = Referenced(node.value, node.value, _BAD)  # what is said once is not judged again
     return problems
 
 
@@ -141,14 +143,14 @@ def _matches(path: Path, patterns: tuple[tuple[str, ...], ...]) -> bool:
     )
 
 
-def _missing(root: Node, *, offline: bool, everything: bool) -> list[Problem]:
+def _missing(root: Node, *, offline: bool) -> list[Problem]:
     used = _models_used(root, offline=offline)
     problems = []
     for path, node in walk(root):
-        if not isinstance(node.value, Referenced) or node.value.missing is None or "not a reference" in node.value.missing:
+        if not isinstance(node.value, Referenced) or node.value.missing in (None, _BAD):
             continue
-        model = path[1] if path[0] == "models" and len(path) > 1 else None
-        if model is not None and model not in used and not everything:
+        model = path[1] if path[:1] == ("models",) and len(path) > 1 else None
+        if model is not None and model not in used:
             continue
         remedy = "; set it, or run with --offline" if model is not None and not offline else ""
         problems.append(Problem.at(node.place, dotted(path), f"{node.value.missing}{remedy}"))
@@ -156,7 +158,8 @@ def _missing(root: Node, *, offline: bool, everything: bool) -> list[Problem]:
 
 
 def _models_used(root: Node, *, offline: bool) -> set[Any]:
-    agents, models = root.value.get("agents"), root.value.get("models")
+    top = root.value if isinstance(root.value, dict) else {}
+    agents, models = top.get("agents"), top.get("models")
     if offline and models is not None and isinstance(models.value, dict) and "offline" in models.value:
         return {"offline"}
     if agents is None or not isinstance(agents.value, dict):

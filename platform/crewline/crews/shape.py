@@ -34,19 +34,21 @@ _KINDS = {
 _BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
 
 
-def shaped(root: Node) -> tuple[CrewConfig | None, list[Problem]]:
-    """Return the crew in `root`, or None and everything that is wrong with its shape.
+def shaped(root: Node) -> tuple[CrewConfig | None, list[Problem], list[Problem]]:
+    """Return the crew in `root`; or None, what is wrong with its shape, and what its shape waits for.
 
-    A value that waits for an unset variable is not judged; where the shape hangs on it, there is neither
-    a crew nor a problem.
+    The last are references that gave nothing, where the shape hangs on what they give: no error in a check.
     """
     if not isinstance(root.value, dict):
-        return None, [Problem.at(root.place, "", "a crew file is a map that starts with 'schema: crew/v1'")]
+        return None, [Problem.at(root.place, "", "a crew file is a map that starts with 'schema: crew/v1'")], []
     try:
-        return CrewConfig.model_validate(plain(root)), []
+        return CrewConfig.model_validate(plain(root)), [], []
     except ValidationError as error:
-        found = [_problem(root, each) for each in error.errors(include_url=False)]
-        return None, [problem for problem in found if problem is not None]
+        found: list[Problem] = []
+        waiting: list[Problem] = []
+        for each in error.errors(include_url=False):
+            _note(root, each, found, waiting)
+        return None, found, waiting
 
 
 def walk(root: Node) -> Iterable[tuple[Path, Node]]:
@@ -61,24 +63,23 @@ def walk(root: Node) -> Iterable[tuple[Path, Node]]:
             waiting += [((*path, index), each) for index, each in enumerate(node.value)]
 
 
-def _problem(root: Node, error: Any) -> Problem | None:
+def _note(root: Node, error: Any, found: list[Problem], waiting: list[Problem]) -> None:
     kind: str = error["type"]
     path, node = _found(root, error["loc"])
     context = error.get("ctx", {})
     if kind == "missing":
-        return Problem.at(node.key, dotted(path[:-1]), f"{path[-1]!r} is missing{_usual(path)}")
+        found.append(Problem.at(node.key, dotted(path[:-1]), f"{path[-1]!r} is missing{_usual(path)}"))
+        return
     if kind == "union_tag_not_found":
-        return Problem.at(node.key, dotted(path), f"{context['discriminator']} is missing")
+        found.append(Problem.at(node.key, dotted(path), f"{context['discriminator']} is missing"))
+        return
     if kind == "union_tag_invalid":
         name = context["discriminator"].strip("'")
-        expected = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        tagged = node.value[name]
-        if isinstance(tagged.value, Referenced) and tagged.value.missing:
-            return None
-        return Problem.at(tagged.key, dotted((*path, name)), _expected(tagged, expected))
+        path, node = (*path, name), node.value[name]
     if isinstance(node.value, Referenced) and node.value.missing and error["loc"][-1] != "[key]":
-        return None
-    return Problem.at(node.key, dotted(path), _say(kind, path, node, context, error["msg"]))
+        waiting.append(Problem.at(node.place, dotted(path), node.value.missing))
+    else:
+        found.append(Problem.at(node.key, dotted(path), _say(kind, path, node, context, error["msg"])))
 
 
 def _found(root: Node, location: tuple[str | int, ...]) -> tuple[Path, Node]:
@@ -107,6 +108,8 @@ def _say(kind: str, path: Path, node: Node, context: dict[str, Any], message: st
     name = str(path[-1]) if path else ""
     if kind == "extra_forbidden":
         return f"unknown field {name!r}{did_you_mean(name, _fields(path[:-1]))}"
+    if kind == "union_tag_invalid":
+        return _expected(node, [tag.strip(" '") for tag in context["expected_tags"].split(",")])
     if kind == "literal_error":
         return _expected(node, _listed(context["expected"]))
     if kind == "secret_literal":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 from pydantic import (
     BeforeValidator,
@@ -47,7 +47,7 @@ class BadReference(Exception):
     """`${…}` with something else than a name or a file in it."""
 
 
-def resolve(text: str, env: Mapping[str, str] | None, *, files: bool = True) -> str:
+def resolve(text: str, env: Mapping[str, str] | None) -> str:
     """Return `text` with its references resolved once; a plain `str` if it has none.
 
     With `env` None nothing is looked up: only defaults are filled in.
@@ -59,7 +59,7 @@ def resolve(text: str, env: Mapping[str, str] | None, *, files: bool = True) -> 
 
     def one(found: re.Match[str]) -> str:
         if (path := found["file"]) is not None:
-            value = _file(path) if files and env is not None else None
+            value = _file(path) if env is not None else None
             if value is None:
                 missing.append(f"the file {path} cannot be read")
             return value or ""
@@ -150,13 +150,6 @@ class SecretText(Secret):
     @classmethod
     def _fits(cls, raw: str) -> bool:
         return _WHOLE.search(raw) is not None
-
-
-class DurationText(NamedTuple):
-    """A duration and how it was written."""
-
-    seconds: float
-    text: str
 
 
 def seconds_of(text: str) -> float | None:
