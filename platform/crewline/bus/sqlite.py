@@ -79,9 +79,21 @@ async def open_bus(
     try:
         connection = await loop.run_in_executor(reading, connect, path)
         reader = await loop.run_in_executor(reading, connect, path)
+        catalog = Catalog()
+        await loop.run_in_executor(reading, catalog.load, reader)
         return SQLiteBus(
-            directory, connection, reader, reading, clock_ms=clock_ms, session_s=session_s, tombstone_s=tombstone_s
+            directory,
+            connection,
+            reader,
+            reading,
+            catalog,
+            clock_ms=clock_ms,
+            session_s=session_s,
+            tombstone_s=tombstone_s,
         )
+    except apsw.Error as error:
+        reading.shutdown(wait=False)
+        raise in_our_words(error, path) from error
     except BaseException:
         reading.shutdown(wait=False)
         raise
@@ -96,6 +108,7 @@ class SQLiteBus:
         connection: apsw.Connection,
         reader: apsw.Connection,
         reading: ThreadPoolExecutor,
+        catalog: Catalog,
         *,
         clock_ms: Callable[[], int],
         session_s: float,
@@ -109,8 +122,7 @@ class SQLiteBus:
         self._clock_ms = clock_ms
         self._session_s = session_s
         self._tombstone_s = tombstone_s
-        self._catalog = Catalog()
-        self._catalog.load(connection)
+        self._catalog = catalog
         self._bell = Bell(directory)
         self._writer = Writer(self.path, connection, self._catalog, self._bell, clock_ms, _wake_followers)
         self._readers: set[Reader] = set()
