@@ -46,7 +46,7 @@ CALLS = {
     "held": ("refund", '{"order_id": "A-1001", "amount": 60, "currency": "USD"}'),
     "denied by schema": ("refund", '{"order_id": "1001", "amount": "much", "colour": "red"}'),
     "unknown tool": ("findOrders", '{"order_id": "A-1001"}'),
-    "4 KB of text": ("refund", json.dumps({"order_id": "A-1001", "amount": 40, "note": "é" * 400, "currency": "USD"})),
+    "1 KB of text": ("refund", json.dumps({"order_id": "A-1001", "amount": 40, "note": "é" * 400, "currency": "USD"})),
 }
 
 

@@ -130,7 +130,7 @@ def _argument_fit(args: Mapping[str, Any] | None, schema: ArgumentSchema) -> flo
     fit = 0.5 * known / len(args) + (0.3 * there / len(schema.required) if schema.required else 0.2 * (known > 0))
     if known == len(args):
         fit += 0.1 * known / max(1, len(schema.properties))
-        if there == len(schema.required) and not schema.problems(args):
+        if there == len(schema.required) and schema.fits(args):
             fit += 0.3
     return fit
 
