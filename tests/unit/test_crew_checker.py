@@ -264,3 +264,11 @@ def test_what_cannot_run_yet_passes_the_check_and_is_named() -> None:
     ]  # fmt: skip
     assert all(problem.line and "cannot be run by this version yet" in str(problem) for problem in fraud)
     assert not_yet(load_crew(CREWS / "hello" / "crew.yaml")) == []
+
+
+def test_expressions_see_the_names_that_the_guardrail_gives_them() -> None:
+    from crewline.crews import checks_guard
+    from crewline.guardrail import policies
+
+    assert set(checks_guard.CALL_NAMES) == set(policies.NAMES)
+    assert set(checks_guard.FACT_NAMES) == set(policies.FACT_NAMES)

@@ -113,6 +113,8 @@ def test_anything_else_is_no_duration(write: Write, text: str) -> None:
         ("goal: g", "goal: g, tools: look", "agents.a.tools: got 'look', expected a list such as [a, b]"),
         ("goal: g", "goal: g, max_steps: '3'", "agents.a.max_steps: got '3', expected a whole number"),
         ("goal: g", "goal: g, max_steps: 0", "agents.a.max_steps: got 0, expected a number >= 1"),
+        ("provider: openai, model: m, api_key: \"${KEY}\"", "provider: openai, model: m, temperature: .inf", "temperature: got '.inf', expected a number"),
+        ("provider: openai, model: m, api_key: \"${KEY}\"", "provider: openai, model: m, temperature: 1e999", "temperature: got 1e999, expected a number"),
         ("goal: g", "goal: g, memory: {write: yes}", "agents.a.memory.write: got 'yes', expected true or false"),
         ("goal: g", "goal: g, backstory: b", "agents.a.backstory: unknown field 'backstory'"),
         ("goal: g", "goal: g, capabilities: {work: {description: d}}", "expected a dotted name such as refund.decide"),
@@ -354,7 +356,7 @@ def test_any_text_gives_a_crew_or_a_crew_file_error(write: Write, text: str) -> 
         load_crew(path, env={})
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_crew_file_with_any_value_swapped_gives_a_crew_or_a_crew_file_error(write: Write, data: st.DataObject) -> None:
     lines = (CREWS / "support-full" / "crew.yaml").read_text().splitlines()

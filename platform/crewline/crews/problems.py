@@ -20,6 +20,9 @@ class Place(NamedTuple):
     line: int = 0
     column: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -38,7 +41,7 @@ class Problem:
         return cls(place.file, place.line, place.column, path, message, severity)
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        where = Place(self.file, self.line, self.column)
         warning = "warning: " if self.severity == "warning" else ""
         return f"{where}: {warning}{f'{self.path}: ' if self.path else ''}{self.message}"
 

@@ -131,6 +131,8 @@ def _say(kind: str, path: Path, node: Node, context: dict[str, Any], message: st
     if kind in _BOUNDS:
         (bound,) = context.values()
         return f"got {shown(node)}, expected a number {_BOUNDS[kind]} {bound:g}"
+    if kind == "finite_number":
+        return f"got {shown(node)}, expected a number"
     if kind in ("string_too_short", "too_short"):
         return "must not be empty"
     if kind == "string_too_long":

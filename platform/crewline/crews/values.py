@@ -193,7 +193,7 @@ Duration = Annotated[
 ]
 _FromReference = BeforeValidator(_number)
 Whole = Annotated[int, _FromReference, _OrReference]
-Number = Annotated[float, _FromReference, _OrReference]
+Number = Annotated[float, Field(allow_inf_nan=False), _FromReference, _OrReference]
 Switch = Annotated[bool, _FromReference, _OrReference]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
