@@ -7,23 +7,25 @@ first send): with these, any later client finds the answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
 
 from crewline import events as ev
-from crewline.bus.base import Bus, Message, Record
+from crewline.bus.base import Bus, Message, Position, Record
 from crewline.conversation import sha256_of
 from crewline.errors import BusUnavailable, CrewlineError, NotFound, RunFailed, UsageError
 from crewline.projection import Frame, OpenCall, Projection, frame_of
 from crewline.records import PEOPLE, Reader, Scribe
 from crewline.seal import Keyring
-from crewline.topics import CrewTopics, partition_of
+from crewline.topics import CrewTopics
 
 RETRY_S = 0.5
 
@@ -53,7 +55,7 @@ class Answer:
 
 def new_id() -> str:
     """Return a new id for an intent (and the conversation and run it opens): 16 random characters."""
-    return "".join(secrets.choice("0123456789abcdefghjkmnpqrstvwxyz") for _ in range(16))
+    return base64.b32encode(secrets.token_bytes(10)).decode().lower()
 
 
 class Client:
@@ -116,9 +118,11 @@ class Client:
         assert self._keyring is not None, "use the client as an async context manager"
         return self._keyring
 
+    @cached_property
     def _reader(self) -> Reader:
         return Reader(self.keyring, partitions=self._partitions)
 
+    @cached_property
     def _scribe(self) -> Scribe:
         return Scribe(self.keyring, source=self.crew, now_ms=lambda: int(time.time() * 1000))
 
@@ -159,11 +163,13 @@ class Client:
             input=input, agent=agent, capability=capability, user=user, origin=ev.Origin("user"), deadline_ms=deadline_ms
         )
         await self._follow()
-        partition = partition_of(conversation.encode(), self._partitions)
-        _, ends = await self.bus.offsets(self.topics.conversations)
-        handle = Handle(self, intent, conversation, partition, ends[partition], follow=follow)
-        message = self._scribe().message(self.topics.conversations, conversation, event, id=intent, run=intent)
-        await self._append(message)
+        handle = Handle(self, intent, conversation, follow=follow)
+        message = self._scribe.message(self.topics.conversations, conversation, event, id=intent, run=intent)
+        try:
+            handle.position = await self._append(message)
+        except BaseException:
+            handle.close()
+            raise
         return handle
 
     async def stream(
@@ -175,13 +181,12 @@ class Client:
         async for frame in handle.frames():
             yield frame
 
-    async def _append(self, message: Message, *, seconds: float = 30.0) -> None:
+    async def _append(self, message: Message, *, seconds: float = 30.0) -> Position:
         """Append, again with the same id while the bus is away: a repeat is the same intent or decision."""
         until = time.monotonic() + seconds
         while True:
             try:
-                await self.bus.append([message])
-                return
+                return (await self.bus.append([message]))[0]
             except BusUnavailable:
                 if time.monotonic() >= until:
                     raise
@@ -237,7 +242,7 @@ class Client:
         await self._append(self._signed(found, resolved, f"{found.call.execution_id}:by:{new_id()}"))
 
     def _signed(self, found: OpenCall, event: ev.Event, id: str) -> Message:
-        return self._scribe().message(
+        return self._scribe.message(
             self.topics.conversations, found.conversation, event, id=id, run=found.run, cause=found.id, signed_by=PEOPLE
         )
 
@@ -246,7 +251,7 @@ class Client:
         await self._open()
         event = ev.CancelRequested(intent=intent, by=by)
         await self._append(
-            self._scribe().message(self.topics.conversations, conversation, event, id=new_id(), run=intent or conversation)
+            self._scribe.message(self.topics.conversations, conversation, event, id=new_id(), run=intent or conversation)
         )
 
     # --- reading -------------------------------------------------------------------------------
@@ -293,7 +298,7 @@ class Client:
         if not is_end and not followers:
             return
         try:
-            frame = frame_of(record, stands=None, event=self._reader().read(record).event)
+            frame = frame_of(record, stands=None, event=self._reader.read(record).event)
         except CrewlineError:
             frame = frame_of(record, stands=False)  # forged or unreadable: shown, never an answer
         if isinstance(frame.event, ev.TurnFinished):
@@ -306,13 +311,12 @@ class Handle:
     """A published intent: its run goes on whatever becomes of this handle."""
 
     def __init__(
-        self, client: Client, intent: str, conversation: str, partition: int, offset: int, *, follow: bool
+        self, client: Client, intent: str, conversation: str, *, follow: bool
     ) -> None:
         self.client = client
         self.intent = intent
         self.conversation = conversation
-        self.partition = partition
-        self.offset = offset
+        self.position: Position | None = None  # of the intent: a later client reads on from there
         self._queue: asyncio.Queue[Frame | CrewlineError] = asyncio.Queue()
         self._tables = [(client._handles, intent)]
         if follow:
