@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from crewline_tools.functions import Sink as Sink
     from crewline_tools.functions import Verbatim as Verbatim
     from crewline_tools.functions import tool as tool
+    from crewline_tools.reconcile import Settled as Settled
+    from crewline_tools.reconcile import UncertainCall as UncertainCall
     from crewline_tools.registry import ToolRegistry as ToolRegistry
 
     from crewline.client import Answer as Answer
@@ -43,11 +45,13 @@ _HOMES = {
     "Handle": "crewline.client",
     "RunFailed": "crewline.errors",
     "Running": "crewline.crews.running",
+    "Settled": "crewline_tools.reconcile",
     "Sink": "crewline_tools.functions",
     "TimedOut": "crewline.client",
     "ToolContext": "crewline_tools.context",
     "ToolError": "crewline_tools.errors",
     "ToolRegistry": "crewline_tools.registry",
+    "UncertainCall": "crewline_tools.reconcile",
     "Verbatim": "crewline_tools.functions",
     "tool": "crewline_tools.functions",
 }

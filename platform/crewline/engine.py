@@ -172,6 +172,16 @@ class _Part(Generic[S]):
         return self.next_offset >= self.caught_up_at
 
 
+def _held_key(raw: bytes) -> bytes:
+    """Return the key under which a record's conversation is held: its own, or, if that is no UTF-8, an
+    escaped one, so that its rejection can be written and found again."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace").encode()
+    return raw
+
+
 class Engine(Generic[S]):
     """One member of a role's group. `run` until `stop`; then everything it owned is handed over.
 
@@ -233,6 +243,7 @@ class Engine(Generic[S]):
                         if not await self._take(batch):
                             break
                     self._derive()
+                    self._checkpoint()
                     self._send()
                     await self._snapshot_if_due()
                     if self._parts and all(part.caught_up for part in self._parts.values()):
@@ -394,7 +405,7 @@ class Engine(Generic[S]):
         part = self._parts.get(batch.partition)
         if part is None:
             return True
-        missing = [raw for raw in {record.key: None for record in batch.records} if raw not in part.keys]
+        missing = [raw for raw in {_held_key(record.key): None for record in batch.records} if raw not in part.keys]
         failures = 0
         while missing and not part.whole:
             try:
@@ -412,10 +423,14 @@ class Engine(Generic[S]):
                 self._fold_record(part, record)
         part.next_offset = max(part.next_offset, batch.next_offset)
         reach(f"{self.role.name}.after_fold")
-        messages = self.role.checkpoint(part.partition, part.next_offset, part.carry)
-        if messages:
-            self._spawn_send(list(messages))
         return True
+
+    def _checkpoint(self) -> None:
+        """Ask for what is to be said of each partition: after every poll, since quiet ones are due as well."""
+        for part in self._parts.values():
+            messages = self.role.checkpoint(part.partition, part.next_offset, part.carry)
+            if messages:
+                self._spawn_send(list(messages))
 
     async def _bring(self, part: _Part[S], keys: Sequence[bytes]) -> None:
         """Get states that are not in memory: from the store if it stands where this owner left it, else from the log.
@@ -436,10 +451,11 @@ class Engine(Generic[S]):
         while offset < part.next_offset:
             batch = await self._bus.read(self.role.topic, part.partition, offset)
             for record in batch.records:
-                if record.key not in part.keys and record.offset < part.next_offset:
-                    held = keys.get(record.key)
+                raw = _held_key(record.key)
+                if raw not in part.keys and record.offset < part.next_offset:
+                    held = keys.get(raw)
                     if held is None:
-                        held = keys[record.key] = _Key(self._initial(record.key))
+                        held = keys[raw] = _Key(self.role.view.initial(raw.decode()))
                     if held.frozen_at is None:
                         self._fold_one(part, held, record)
             offset = batch.next_offset
@@ -450,23 +466,21 @@ class Engine(Generic[S]):
         part.known = len(part.keys)
         part.marked = part.stored = 0
 
-    def _initial(self, raw: bytes) -> S:
-        return self.role.view.initial(raw.decode("utf-8", "surrogateescape"))
-
     def _fold_record(self, part: _Part[S], record: Record) -> None:
         part.carry = self.role.observe(part.carry, record)
-        held = part.keys.get(record.key)
+        raw = _held_key(record.key)
+        held = part.keys.get(raw)
         if held is None:
-            held = part.keys[record.key] = _Key(self._initial(record.key))
+            held = part.keys[raw] = _Key(self.role.view.initial(raw.decode()))
             part.known += 1
         else:
-            part.keys.move_to_end(record.key)
+            part.keys.move_to_end(raw)
         if held.frozen_at is None:
             self._fold_one(part, held, record)
         part.next_offset = record.offset + 1
         part.id_before = header(record.headers, "ce_id") or ""
-        part.changed[record.key] = None
-        part.dirty[record.key] = None
+        part.changed[raw] = None
+        part.dirty[raw] = None
         self.folded += 1
 
     def _fold_one(self, part: _Part[S], held: _Key[S], record: Record) -> None:

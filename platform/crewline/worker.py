@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from crewline_agents.base import Note, Reply, StepRequest, TextDelta, ToolOffer
 from crewline_tools.builtin import HANDOFF
+from msgspec.structs import replace
 
 from crewline import events as ev
 from crewline.bus.base import Bus, Message, Record
@@ -26,7 +27,7 @@ from crewline.conversation import (
     worker_pending,
 )
 from crewline.engine import Acted, Effect
-from crewline.errors import BusError, CrewlineError, ModelError, RecordTooLarge, UnknownTopic
+from crewline.errors import BusError, CrewlineError, ModelError, RecordInvalid, RecordTooLarge, UnknownTopic
 from crewline.expressions import Expression
 from crewline.records import Scribe
 from crewline.roster import Agent, Roster
@@ -150,7 +151,13 @@ class Worker:
         else:
             answer = self._answer_of(turn)
             finished = ev.TurnFinished(turn.number, turn.intent, "done", answer, turn.agent, None, turn.spent)
-        return [self._message(state, finished, id=effect.id, run=turn.run, cause=step_id(state.id, turn))]
+        cause = step_id(state.id, turn)
+        try:
+            return [self._message(state, finished, id=effect.id, run=turn.run, cause=cause)]
+        except (RecordInvalid, RecordTooLarge) as error:
+            reason = ev.Reason("answer.invalid", f"The answer cannot be written: {error.message}")
+            failed = replace(finished, status="failed", answer=None, reason=reason)
+            return [self._message(state, failed, id=effect.id, run=turn.run, cause=cause)]
 
     def _answer_of(self, turn: Turn) -> Any:
         """A capability with an output schema answers with a value, everything else with text."""
@@ -197,8 +204,13 @@ class Worker:
     def _answer_messages(self, state: Conversation) -> Sequence[Message]:
         owed = state.owed
         assert owed is not None
-        return [self._scribe.message(owed.to.topic, owed.to.key, owed.answered, id=owed.to.effect, run=owed.run,
-                                     cause=turn_id(state.id, state.turns))]
+        cause = turn_id(state.id, state.turns)
+        try:
+            return [self._scribe.message(owed.to.topic, owed.to.key, owed.answered, id=owed.to.effect, run=owed.run, cause=cause)]
+        except RecordTooLarge as error:
+            reason = ev.Reason("answer.too_large", error.message)
+            answered = replace(owed.answered, status="failed", answer=None, reason=reason)
+            return [self._scribe.message(owed.to.topic, owed.to.key, answered, id=owed.to.effect, run=owed.run, cause=cause)]
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -239,6 +251,8 @@ class Worker:
             return [self._message(state, replied, id=step_id(state.id, turn), run=turn.run)]
         except RecordTooLarge as error:
             return [self._failed(effect, state, "model.too_large", error.message)]
+        except RecordInvalid as error:
+            return [self._failed(effect, state, "model.invalid", error.message)]
 
     def _request_for(self, state: Conversation, turn: Turn, agent: Agent) -> StepRequest:
         past = [message for each in state.history[-agent.history :] for message in each.messages] if agent.history else []
@@ -384,7 +398,10 @@ class Worker:
             deadline_ms=turn.deadline_ms - CHILD_MARGIN_MS,
             candidates=choice.candidates,
         )
-        return [self._message(state, chosen, id=effect.id, run=turn.run, cause=call.judgement_id)]
+        try:
+            return [self._message(state, chosen, id=effect.id, run=turn.run, cause=call.judgement_id)]
+        except (RecordInvalid, RecordTooLarge) as error:
+            return self._completed(state, call.id, "error", error.message, "delegation.input")
 
     def _nobody(self, effect: Effect, state: Conversation) -> Acted:
         capability = msgspec.json.decode(_call(state, effect.ref).arguments)["capability"]
@@ -403,8 +420,11 @@ class Worker:
             grant=chosen.grant,
             deadline_ms=chosen.deadline_ms,
         )
-        return [self._scribe.message(chosen.topic, chosen.child, intent, id=effect.id, run=turn.run,
-                                     cause=f"{call.execution_id}:chosen")]
+        cause = f"{call.execution_id}:chosen"
+        try:
+            return [self._scribe.message(chosen.topic, chosen.child, intent, id=effect.id, run=turn.run, cause=cause)]
+        except RecordTooLarge as error:
+            return self._completed(state, call.id, "error", error.message, "delegation.deadline")
 
     def _cancel_child(self, effect: Effect, state: Conversation) -> Acted:
         turn, call = _turn(state), _call(state, effect.ref)

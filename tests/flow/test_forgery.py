@@ -149,7 +149,7 @@ async def test_poison_records_are_rejected_and_the_conversation_goes_on(bench: B
         ]
         await running.bus.append(poison)
         answer = await running.ask("hello", conversation="c1", timeout=20)
-        await until(lambda: _at_least(running, 5))
+        await until(lambda: _at_least(running, 6))
 
     assert answer.text == "still here"
 

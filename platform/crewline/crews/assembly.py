@@ -164,7 +164,8 @@ def _schema(reference: str) -> dict[str, Any]:
 def _policies(config: CrewConfig) -> PolicySet:
     guard = config.guardrails
     rules = [
-        PolicyRule(name, tuple(policy.tools), tuple(policy.agents), policy.when, policy.action, policy.reason)
+        PolicyRule(name, tuple(policy.tools), tuple(policy.agents), policy.when, policy.action, policy.reason,
+                   policy.stage)
         for name, policy in guard.policies.items()
     ]
     facts = [FactRule(name, fact.tool, fact.args) for name, fact in guard.facts.items()]
