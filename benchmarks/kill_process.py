@@ -14,9 +14,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
-from crewline_tools.registry import ToolRegistry
-
 from crewline import ToolContext, tool
 from crewline.client import Client
 from crewline.crews.running import Crew
@@ -24,6 +21,8 @@ from crewline.engine import EngineOptions
 from crewline.events import Capability
 from crewline.guardrail import PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Roster
+from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
+from crewline_tools.registry import ToolRegistry
 
 STATE = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(".")
 MODEL_S = 0.02

@@ -23,9 +23,6 @@ from typing import Any
 
 import apsw
 import msgspec
-from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
-from crewline_tools.registry import ToolRegistry
-
 from crewline import tool
 from crewline.bus.base import Bus, Record
 from crewline.client import Client
@@ -33,6 +30,8 @@ from crewline.crews.running import Crew, Running
 from crewline.events import header
 from crewline.guardrail import PolicyRule, PolicySet
 from crewline.roster import Agent, Roster
+from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
+from crewline_tools.registry import ToolRegistry
 
 READERS = {"conversations": 3, "tools": 1}  # worker, guardrail, client; the pool
 COMMIT_RECORDS = 64

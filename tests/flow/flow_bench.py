@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from crewline_agents.base import CallText, Reply, StepItem, StepRequest, TextDelta, Usage
-from crewline_tools.registry import ToolRegistry
-
 from crewline.crews.running import Crew
 from crewline.engine import EngineOptions
 from crewline.events import Capability
 from crewline.guardrail import PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Roster
 from crewline.testing import until as until
+from crewline_agents.base import CallText, Reply, StepItem, StepRequest, TextDelta, Usage
+from crewline_tools.registry import ToolRegistry
 
 Plan = Callable[[StepRequest], "Reply | Awaitable[Reply]"]
 

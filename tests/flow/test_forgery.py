@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from flow_bench import Bench, PlannedBrain, calls, say, until
-
-from crewline import tool
 from crewline import events as ev
+from crewline import tool
 from crewline.bus.base import Message
 from crewline.crews.running import Running, clock_ms
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.records import Scribe
 from crewline.seal import Keyring, load_keys
 from crewline.topics import partition_of
+from flow_bench import Bench, PlannedBrain, calls, say, until
 
 paid: list[float] = []
 

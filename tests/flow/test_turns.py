@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from flow_bench import Bench, PlannedBrain, calls, say, until
-
 from crewline import RunFailed, ToolError, tool
 from crewline.crews.running import Running
 from crewline.engine import EngineOptions
@@ -14,6 +12,7 @@ from crewline.errors import ModelError
 from crewline.events import CallCompleted, Envelope, ModelFailed, TurnFinished, decode
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.roster import Budgets
+from flow_bench import Bench, PlannedBrain, calls, say, until
 
 paid: list[float] = []
 
@@ -212,7 +211,8 @@ async def test_bad_calls_come_back_to_the_model_as_reasons(bench: Bench) -> None
         answer = await running.ask("go", timeout=20)
 
     unknown, broken, misspelt = answer.text.splitlines()
-    assert "tool.unknown" in unknown and "look_up" in unknown
+    assert "tool.unknown" in unknown
+    assert "look_up" in unknown
     assert "decode." in broken
     assert "schema." in misspelt
 
