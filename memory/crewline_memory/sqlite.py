@@ -87,7 +87,11 @@ class SQLiteStore:
             if found is None:
                 return None
             count = _one(connection, f"SELECT count(*) FROM snapshots WHERE {_PART}", part)
-            return found if count == found.snapshots else None
+            if count == found.snapshots:
+                return found
+            log.warning("%s lacks snapshots of %s, partition %d: it has %d of %d; they are rebuilt from the log",
+                        self.path, role, partition, count, found.snapshots)
+            return None
 
         return await self._run(job)
 
