@@ -2,7 +2,7 @@
 
   settings.py  the global options            output.py     stdout, stderr, JSON, tables, exit codes
   groups.py    commands by name, lazily      text.py       durations, widths, what is safe on a terminal
-  state.py     the log in the state folder   live.py       frames to lines: the live view
+  state.py     the log in the state folder   live.py, printer.py: the live view, frames to lines to stderr
   background.py, session.py, asking.py, decide.py: one request followed, held calls decided, Ctrl-C
 
 Then one file per command (group): check up run chat runs approvals topics tools guard market keys schema

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,10 @@ EPILOG = "Global options may stand anywhere before `--`. Exit codes: crewline he
 
 def command() -> Any:
     """Return the command line as one command, ready to be run."""
+    if "_CREWLINE_COMPLETE" in os.environ:  # a shell asks; without its own options Typer leaves this to us
+        from typer._completion_classes import completion_init
+
+        completion_init()
     app = new_app("Crews of LLM agents over a Kafka log: judged, durable, killable at any moment.")
     app.callback(cls=LazyGroup, epilog=EPILOG, no_args_is_help=True)(_options)
     return typer.main.get_command(app)

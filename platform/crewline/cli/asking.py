@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from crewline import events as ev
 from crewline.cli import output as codes
 from crewline.cli.decide import Decider, Holds, held_by
-from crewline.cli.live import LiveView, Printer, summary
+from crewline.cli.live import LiveView, summary
 from crewline.cli.output import Output, to_json
+from crewline.cli.printer import Printer
 from crewline.cli.prompts import Terminated, ask_line
 from crewline.cli.session import Session
 from crewline.cli.text import clean, duration
@@ -74,14 +75,18 @@ class Asking:
         self._printer = Printer(out)
         self._wrote = False
         self._midline = False
+        self._asked: ev.CallJudged | None = None
         self.view = LiveView(verbose=out.settings.verbose)
 
     def follow(self, handle: Handle) -> Ended:
         """Follow to the end. Raises: what ends the crew or the log."""
+        self.view.run = handle.intent
         self._session.background.start(self._pump(handle.frames()))
         warn_at = time.monotonic() + UNTAKEN_S
         while True:
             try:
+                if self._asked is not None:
+                    self._ask(self._asked)  # Ctrl-C took the question away, and the run goes on
                 frame = self._next()
                 if frame is not None:
                     warn_at = float("inf") if isinstance(frame.event, ev.TurnStarted) else warn_at
@@ -93,7 +98,7 @@ class Asking:
                 elif time.monotonic() > warn_at:
                     warn_at = float("inf")
                     self._printer.clear()
-                    self._out.insist("nobody has taken this up yet: does `crewline up` run on this state folder?", tone="yellow")
+                    self._out.insist(self._untaken(), tone="yellow")
                 else:
                     self._session.check()
                     self._printer.footer(self.view.busy or "waiting for an agent")
@@ -101,6 +106,11 @@ class Asking:
                 left = self._interrupted(handle, at_once=isinstance(error, Terminated))
                 if left is not None:
                     return left
+
+    def _untaken(self) -> str:
+        if self._session.again is None:
+            return "nobody has taken this up yet: does `crewline up` run on this state folder?"
+        return "it waits for an earlier turn of this conversation to end: crewline runs list"
 
     async def _pump(self, frames: AsyncIterator[Frame]) -> None:
         try:
@@ -139,7 +149,7 @@ class Asking:
             return self._hold(held, handle)
         unknown = isinstance(frame.event, ev.CallCompleted) and frame.event.outcome == "unknown"
         if unknown and self._holds.on_hold == "fail":
-            return self._nobody(handle, f"crewline approvals list   then: crewline up, and watch {handle.intent}")
+            return self._nobody(handle, self._then("crewline approvals list"))
         return None
 
     def _stream(self, frame: Frame) -> None:
@@ -175,12 +185,17 @@ class Asking:
         elif self._holds.on_hold == "deny":
             self._decider.decide(held.call, "deny", "denied by --on-hold deny")
         elif self._holds.on_hold == "ask":
-            self._decider.ask(held.call, lambda: self._decided_elsewhere(held))
+            self._ask(held)
         elif self._holds.on_hold == "fail":
-            return self._nobody(handle, f"crewline approvals approve {held.call}   then: {self._session.goes_on(handle.intent)}")
+            return self._nobody(handle, self._then(f"crewline approvals approve {held.call}"))
         else:
             self._out.say(f"it waits: crewline approvals approve {held.call}", tone="dim")
         return None
+
+    def _ask(self, held: ev.CallJudged) -> None:
+        self._asked = held
+        self._decider.ask(held.call, lambda: self._decided_elsewhere(held))
+        self._asked = None
 
     def _decided_elsewhere(self, held: ev.CallJudged) -> bool:
         """Look through what has come meanwhile, without taking it away."""
@@ -191,6 +206,9 @@ class Asking:
             or (isinstance(item.event, ev.ApprovalDecided) and item.event.call == held.call)
             for item in self._waiting
         )
+
+    def _then(self, command: str) -> str:
+        return command if self._session.again is None else f"{command}   then: {self._session.again}"
 
     def _nobody(self, handle: Handle, hint: str) -> Ended:
         self._out.say_error("held", "a call needs a person, and nobody is here to ask. Nothing has run", hint)
@@ -216,6 +234,7 @@ class Asking:
             self._session.background.run(
                 self._session.client.cancel(handle.conversation, by=self._holds.by, intent=handle.intent)
             )
+            self._asked = None
             return None
         if said is None and self._is_over():
             return None

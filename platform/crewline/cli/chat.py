@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crewline.cli import settings as globals_
+from crewline.cli.asking import Asking
+from crewline.cli.decide import Decider, Holds
+from crewline.cli.output import Output
 from crewline.errors import CrewlineError, NotFound
 
 if TYPE_CHECKING:
-    from crewline.cli.decide import Holds
-    from crewline.cli.output import Output
     from crewline.cli.session import Session
 
 HISTORY = "chat_history"
 HELP = """\
-/approve [ID]       approve what is held (without an ID: the oldest)
-/deny [ID] [WHY]    deny it; the agent reads why
+/approve [ID]       show what this conversation waits for, and decide
+/deny [WHY]         deny it; the agent reads why
 /stop               stop the conversation's turn
 /help  /quit        this list; leave (Ctrl-D too): the conversation stays in the log"""
 
@@ -43,8 +44,6 @@ def chat(
 
     Example: crewline chat crew.yaml --offline --user u-7
     """
-    from crewline.cli.decide import Holds
-    from crewline.cli.output import Output
     from crewline.cli.prompts import terminating
     from crewline.cli.session import open_session
     from crewline.cli.state import user_name
@@ -72,6 +71,8 @@ class Talk:
         self._user = user
         self._agent = agent
         self._conversation = conversation
+        self._left: tuple[str, str] | None = None  # what was asked, and its intent, while its answer is to come
+        self._decider = Decider(session.client, session.background, out, holds.by)
 
     def run(self) -> int:
         """Read and answer until the input ends; return the exit code."""
@@ -108,15 +109,17 @@ class Talk:
             self._out.insist("")
             return None
 
-    def _ask(self, line: str) -> int:
-        from crewline.cli.asking import Asking
-
+    def _ask(self, line: str, intent: str | None = None) -> int:
+        """Ask, or follow an earlier intent again: a repeated one is the same intent."""
         handle = self._session.background.run(
-            self._session.client.publish(line, agent=self._agent, user=self._user, conversation=self._conversation)
+            self._session.client.publish(
+                line, agent=self._agent, user=self._user, conversation=self._conversation, intent=intent
+            )
         )
         self._conversation = handle.conversation
         asking = Asking(self._session, self._out, self._holds, streams=not self._out.settings.json)
         ended = asking.follow(handle)
+        self._left = None if ended.event is not None else (line, handle.intent)
         if ended.event is not None and ended.event.status != "done":
             reason = ended.event.reason
             self._out.say_error(
@@ -132,27 +135,35 @@ class Talk:
         if name == "/help":
             self._out.insist(HELP)
         elif name == "/approve":
-            self._decide("approve", rest.strip(), "")
+            return self._decide(rest.strip(), None)
         elif name == "/deny":
-            call, _, note = rest.strip().partition(" ")
-            self._decide("deny", call, note)
+            return self._decide("", rest.strip())
         elif name == "/stop":
             self._stop()
         else:
             self._out.say_error("usage", f"there is no {name}", "/help")
         return 0
 
-    def _decide(self, decision: str, call: str, note: str) -> None:
-        client, run = self._session.client, self._session.background.run
-        waiting = [each for each in run(client.open_calls()) if each.call.status == "held"]
-        if not call and not waiting:
-            raise NotFound("nothing waits for a decision", hint="/help")
-        chosen = call or waiting[0].id
-        if decision == "approve":
-            run(client.approve(chosen, by=self._holds.by))
+    def _decide(self, call: str, denied_because: str | None) -> int:
+        """Decide a call that this conversation waits for, then follow what was left."""
+        call = call or self._waiting()
+        if denied_because is not None:
+            decided = self._decider.decide(call, "deny", denied_because)
+        elif self._out.settings.interactive:
+            decided = self._decider.ask(call, lambda: False)
         else:
-            run(client.deny(chosen, by=self._holds.by, note=note))
-        self._out.say(f"{decision}: written; the conversation goes on", tone="dim")
+            decided = self._decider.decide(call, "approve")
+        return self._ask(*self._left) if decided and self._left is not None else 0
+
+    def _waiting(self) -> str:
+        """Return the oldest held call of this conversation's runs. Raises: NotFound."""
+        client, run = self._session.client, self._session.background.run
+        turns = run(client.projection()).turns.values()
+        ours = {turn.run for turn in turns if turn.conversation == self._conversation}
+        for each in run(client.open_calls()):
+            if each.call.status == "held" and each.run in ours:
+                return each.id
+        raise NotFound("nothing of this conversation waits for a decision", hint="crewline approvals list")
 
     def _stop(self) -> None:
         if self._conversation is None:

@@ -61,9 +61,12 @@ async def judge(
     crew: Crew, said: CallSaid, *, agent: str, user: str | None, facts: Mapping[str, Any] | None = None
 ) -> Decision:
     """Return what the guardrail decides. Facts that are not given are looked up with the crew's read tools."""
-    from crewline.guardrail import judge_once
+    from crewline_tools.reading import ReadTools
+
+    from crewline.guardrail import Judge, judge_with
     from crewline.guardrail.facts import FactFinder
 
+    compiled = Judge(crew.roster, crew.policies)
     given = dict(facts or {})
     missing = [name for name in crew.policies.covering(said.tool, agent).facts if name not in given]
     try:
@@ -71,10 +74,14 @@ async def judge(
     except ValueError:
         args = None  # the guardrail denies it, and says why
     if missing and isinstance(args, dict):
-        values = {"args": args, "user": {"id": user}, "run": {"id": RUN, "gathered": []}}
-        found, _ = await FactFinder(crew.tools.run_read).look_up(crew.policies, missing, values)
+        values = {"args": args, "user": {"id": user}, "run": {"id": RUN, "gathered": []}, "agent": agent}
+        tools = ReadTools({name: crew.tools[name] for name in crew.tools})
+        try:
+            found, _ = await FactFinder(tools.run).look_up(crew.policies, missing, values, compiled.injects)
+        finally:
+            tools.close()
         given |= found
-    return judge_once(crew.roster, crew.policies, agent, said.tool, said.arguments, user=user, facts=given)
+    return judge_with(compiled, crew.roster, agent, said.tool, said.arguments, user=user, facts=given)
 
 
 def report(out: Output, said: CallSaid, agent: str, decision: Decision) -> int:

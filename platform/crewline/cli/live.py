@@ -3,19 +3,16 @@
     00.8   triage    ⚙ search_orders(customer='alice')
     01.2   triage    ✓ 1 order                                    412 ms
 
-`LiveView` turns frames into lines and knows no terminal; `Printer` writes them, with a footer below on one.
+`LiveView` turns frames into lines and knows no terminal; `printer.py` writes them.
 """
 
 from __future__ import annotations
 
-import sys
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from crewline import events as ev
 from crewline.cli.arguments import one_line
-from crewline.cli.output import Output
 from crewline.cli.text import clean, count, cut, duration, pad, paint, tone_of, width_of
 from crewline.projection import Frame
 
@@ -47,10 +44,12 @@ class Seen:
 class LiveView:
     """Frames of one run, in order, to lines. Pure: the times are the log's.
 
+    `run` names the run, where frames of an earlier one in the same conversation may come in between.
     `tools`, `agents`, `holds` count what was seen; `finished` is the run's end, once it is there.
     """
 
-    def __init__(self, *, begin_ms: int | None = None, verbose: bool = False) -> None:
+    def __init__(self, *, run: str | None = None, begin_ms: int | None = None, verbose: bool = False) -> None:
+        self.run = run
         self.begin_ms = begin_ms
         self.agents: list[str] = []
         self.tools = 0
@@ -171,7 +170,7 @@ class LiveView:
         return [self._line(frame, call.agent, BAD, f"{call.tool}: {event.output or event.code or event.outcome}", took)]
 
     def _ended(self, frame: Frame, event: ev.TurnFinished) -> list[Line]:
-        if frame.run in ("", event.intent):
+        if event.intent == (self.run or frame.run):
             self.finished = frame
             return []
         if event.status == "done":
@@ -223,50 +222,6 @@ def format_line(line: Line, *, width: int = WIDTH, name_width: int = NAME_WIDTH,
     name = paint(who, "bold" if line.symbol == ASK else tone_of(line.who), on=color)
     symbol = paint(line.symbol, _TONES.get(line.symbol, "dim"), on=color)
     return f"{paint(head, 'dim', on=color)}{name} {symbol} {text}"
-
-
-class Printer:
-    """Writes lines to stderr; on a terminal, a footer below them says what is waited for."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self._lively = out.settings.lively(sys.stderr) and not out.settings.quiet
-        self._name_width = NAME_WIDTH
-        self._footer = ""
-        self._began = time.monotonic()
-
-    def show(self, lines: list[Line]) -> None:
-        """Append lines."""
-        self.clear()
-        for line in lines:
-            self._name_width = max(self._name_width, min(20, width_of(line.who)))
-            self._out.say(
-                format_line(line, width=self._width(), name_width=self._name_width, color=self._out.color_err)
-            )
-
-    def footer(self, text: str) -> None:
-        """Draw the line below: how long it takes, and what is waited for. Nothing where it cannot be drawn over."""
-        if not self._lively:
-            return
-        took = duration(time.monotonic() - self._began)
-        footer = cut(clean(f"{took}  {text}", one_line=True), self._width() - 1)
-        sys.stderr.write(f"\r\x1b[2K{paint(footer, 'dim', on=self._out.color_err)}")
-        sys.stderr.flush()
-        self._footer = footer
-
-    def clear(self) -> None:
-        """Take the footer away."""
-        if self._footer:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-            self._footer = ""
-
-    def _width(self) -> int:
-        if not self._lively:
-            return WIDTH
-        import shutil
-
-        return min(120, max(40, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 def _text(value: object) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,11 @@ class Terminated(KeyboardInterrupt):
 def ask_line(prompt: str, over: Callable[[], bool] = lambda: False) -> str | None:
     """Ask on stderr and return the line typed, without blanks around it.
 
-    None: the input has ended, or `over` says that the question has become pointless. Raises:
-    KeyboardInterrupt on Ctrl-C.
+    None: the input has ended, or `over` says that the question has become pointless. What was typed before
+    the question was there does not answer it. Raises: KeyboardInterrupt on Ctrl-C.
     """
+    if sys.stdin.isatty():
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
     sys.stderr.write(prompt)
     sys.stderr.flush()
     while True:

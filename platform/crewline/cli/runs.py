@@ -162,8 +162,9 @@ def watch(
 
 async def _watch(settings: Settings, out: Output, prefix: str) -> int:
     from crewline.cli import output as codes
-    from crewline.cli.live import LiveView, Printer, summary
+    from crewline.cli.live import LiveView, summary
     from crewline.cli.output import to_json
+    from crewline.cli.printer import Printer
     from crewline.cli.state import follow_run, open_client
     from crewline.events import TurnFinished
 

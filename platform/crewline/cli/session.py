@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crewline.cli.background import Background
-from crewline.cli.settings import Settings
+from crewline.cli.settings import STATE, Settings
 from crewline.errors import NotFound
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ class At(NamedTuple):
 
 @dataclass(slots=True)
 class Session:
-    """A crew at hand, its loop in the background. `file` is the crew file, if it was started here."""
+    """A crew at hand, its loop in the background. `again` runs it, if it was started here from its file."""
 
     background: Background
     at: At
     host: Future[None]
-    file: Path | None
+    again: str | None
 
     @property
     def client(self) -> Client:
@@ -52,9 +52,9 @@ class Session:
 
     def goes_on(self, run: str) -> str:
         """Return what becomes of a run when this command leaves it."""
-        if self.file is None:
-            return f"run {run} goes on; watch it: crewline runs watch {run}"
-        return f"run {run} is kept in the log; go on with it: crewline up {self.file}   see it: crewline runs show {run}"
+        if self.again is None:
+            return f"run {run} goes on; see it: crewline runs watch {run}"
+        return f"run {run} is kept in the log; go on with it: {self.again}"
 
 
 def crew_file(named: str | None) -> Path:
@@ -91,9 +91,10 @@ def open_session(
     Raises: CrewFileError, UsageError, NotFound.
     """
     if crew is not None and is_name(crew):
-        file, opened = None, _elsewhere(settings, crew)
+        again, opened = None, _elsewhere(settings, crew)
     else:
         file = crew_file(crew)
+        again = _up(settings, file, overlays, offline)
         from crewline.crews.running import Crew
 
         opened = _here(Crew.load(file, overlays=overlays, offline=offline), settings.state, roles=roles)
@@ -103,10 +104,17 @@ def open_session(
         host = background.start(_host(opened, ready, leave))
         host.add_done_callback(lambda ended: _tell(ended, ready))
         try:
-            yield Session(background, ready.result(), host, file)
+            yield Session(background, ready.result(), host, again)
         finally:
             background.call(leave.set)
             _wait(host)
+
+
+def _up(settings: Settings, file: Path, overlays: Sequence[Path], offline: bool) -> str:
+    words = ["crewline up", str(file), *(f"-f {overlay}" for overlay in overlays), *(["--offline"] if offline else [])]
+    if str(settings.state) != STATE:
+        words.append(f"--state {settings.state}")
+    return " ".join(words)
 
 
 async def _event() -> asyncio.Event:

@@ -22,8 +22,9 @@ def demo(
     Example: crewline demo --kill --yes
     """
     from crewline.cli import demo as lead
-    from crewline.cli.live import LiveView, Printer, summary
+    from crewline.cli.live import LiveView, summary
     from crewline.cli.output import Output
+    from crewline.cli.printer import Printer
     from crewline.projection import Frame
 
     settings = globals_.of(context)

@@ -95,7 +95,7 @@ async def _lag(settings: Settings) -> None:
     if settings.json:
         out.document({"groups": documents})
     elif not documents:
-        out.say("no group has read the log yet: crewline up crew.yaml")
+        out.say("no group reads the log now: crewline up crew.yaml")
     else:
         rows = [[group, topic, *map(str, rest)] for (group, topic), rest in groups.items()]
         out.table(("group", "topic", "behind", "for", "members"), rows, right=("behind", "for"))

@@ -17,6 +17,7 @@ from crewline.cli import settings as globals_
 from crewline.errors import UsageError
 
 if TYPE_CHECKING:
+    from crewline.bus.base import Tail
     from crewline.cli.output import Output
     from crewline.crews.running import Crew, Running
     from crewline.projection import Frame
@@ -50,19 +51,18 @@ def up(
     if len(set(names)) < len(names):
         raise UsageError(f"two crews share one namespace: {', '.join(names)}", hint="give each its own `name:`")
     roles = None if only is None else [role.strip() for role in only.split(",") if role.strip()]
-    asyncio.run(_serve(crews, paths, settings.state, roles, out))
+    asyncio.run(_serve(crews, settings.state, roles, out))
 
 
-async def _serve(
-    crews: Sequence[Crew], paths: Sequence[Path], state: Path, only: list[str] | None, out: Output
-) -> None:
+async def _serve(crews: Sequence[Crew], state: Path, only: list[str] | None, out: Output) -> None:
     async with AsyncExitStack() as stack:
         running = [await stack.enter_async_context(crew.up(state=state, only=only)) for crew in crews]
         _stop_on_signals(running, out)
+        tails = [await each.bus.tail(each.roster.topics.conversations) for each in running]
         await asyncio.gather(*(each.ready() for each in running))
-        for each, path in zip(running, paths, strict=True):
-            _say_ready(each, path, out)
-        followers = [asyncio.create_task(_tell(each, out)) for each in running]
+        for each in running:
+            _say_ready(each, out)
+        followers = [asyncio.create_task(_tell(*each, out)) for each in zip(running, tails, strict=True)]
         try:
             async with asyncio.TaskGroup() as group:
                 for each in running:
@@ -95,7 +95,7 @@ def _stop_on_signals(running: Sequence[Running], out: Output) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def _say_ready(running: Running, path: Path, out: Output) -> None:
+def _say_ready(running: Running, out: Output) -> None:
     """Print the status block of a crew that is up."""
     roster = running.roster
     rows = [
@@ -110,15 +110,14 @@ def _say_ready(running: Running, path: Path, out: Output) -> None:
     out.say("\n".join(f"{name:<8} {value}" for name, value in rows))
 
 
-async def _tell(running: Running, out: Output) -> None:
+async def _tell(running: Running, tail: Tail, out: Output) -> None:
     """Print a line when a turn starts, ends, or a call waits for somebody."""
     from crewline.errors import BusError
     from crewline.projection import frame_of
     from crewline.records import Reader
 
-    topic = running.roster.topics.conversations
-    reader = Reader(running.client.keyring, partitions=await running.bus.partitions(topic))
-    tail = await running.bus.tail(topic)
+    partitions = await running.bus.partitions(running.roster.topics.conversations)
+    reader = Reader(running.client.keyring, partitions=partitions)
     seen: set[str] = set()
     try:
         while True:
