@@ -102,8 +102,8 @@ class TopicInfo:
 class Consumer(Protocol):
     """One member of a group: it owns some partitions of one topic at a time.
 
-    A member that does not poll (or whose process is stopped) for longer than the session loses its
-    partitions to others, and learns of it at its next `poll`. Until then it may go on appending: no
+    A member whose process is stopped for longer than the session, or that does not poll for minutes, loses
+    its partitions to others, and learns of it at its next `poll`. The bus renews its membership meanwhile. Until then it may go on appending: no
     bus fences a zombie.
     """
 

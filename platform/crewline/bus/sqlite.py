@@ -42,8 +42,8 @@ from crewline.bus.sqlite_consumer import Reader, SQLiteConsumer, SQLiteTail
 from crewline.bus.sqlite_file import FILE, connect, fetch, fetch_one, in_our_words, records_sql
 from crewline.bus.sqlite_reader import Wanted, read_batches
 from crewline.bus.sqlite_sweep import SWEEP_S, TOMBSTONE_S, claim, sweep
-from crewline.bus.sqlite_writer import Call, Offsets, Writer, closed_error, route
-from crewline.errors import BusError, RecordTooLarge, TopicMismatch, UnknownTopic, UsageError
+from crewline.bus.sqlite_writer import Call, Offsets, Writer, route
+from crewline.errors import BusError, BusUnavailable, RecordTooLarge, TopicMismatch, UnknownTopic, UsageError
 from crewline.topics import TopicSpec
 
 log = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ class SQLiteBus:
         self._ticking: asyncio.Task[None] | None = None
         self._sweeping = self._loop.create_task(self._sweep_now_and_then())
         self._ticked_at = time.monotonic()
+        self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> SQLiteBus:
@@ -198,8 +199,6 @@ class SQLiteBus:
         future: asyncio.Future[list[Position]] = self._loop.create_future()
         call = Call(future, messages)
         try:
-            if self._closing is not None and self._closing.done():
-                raise closed_error(self.path)
             for message in messages:
                 if message.value is not None:
                     if len(message.value) > RECORD_BYTES_MAX:
@@ -210,13 +209,9 @@ class SQLiteBus:
                     call.size += len(message.value)
             with contextlib.suppress(UnknownTopic):  # another process may have made it: the writer looks
                 call.rows = route(self._catalog, messages)
+            self._writer.put(call)
         except BusError as error:
             future.set_exception(error)
-            return future
-        if messages:
-            self._writer.put(call)
-        else:
-            future.set_result([])
         return future
 
     async def read(self, topic: str, partition: int, start: int, *, records_max: int = 500) -> Batch:
@@ -258,7 +253,10 @@ class SQLiteBus:
         found = await self._topic(topic)
         await self._start_ticking()
         await self.refresh()
-        tail = SQLiteTail(self, found, dict(_offsets(found)[1]) if starts is None else starts)
+        wrong = [] if starts is None else [number for number in starts if not 0 <= number < found.spec.partitions]
+        if wrong:
+            raise UnknownTopic(f"topic {topic!r} has no partition {wrong[0]}; it has 0 to {found.spec.partitions - 1}")
+        tail = SQLiteTail(self, found, _offsets(found)[1] if starts is None else starts)
         self._readers.add(tail)
         return tail
 
@@ -270,16 +268,14 @@ class SQLiteBus:
     # --- what readers need (sqlite_consumer.Log) -----------------------------------------------
 
     async def look_in_file(self, job: Callable[[apsw.Connection], T]) -> T:
-        if self._closing is not None and self._closing.done():
-            raise closed_error(self.path)
+        if self._closed:
+            raise BusUnavailable(f"the bus on {self.path} is closed")
         try:
             return await self._loop.run_in_executor(self._reading, job, self._reader)
         except apsw.Error as error:
             raise in_our_words(error, self.path) from error
 
     async def change(self, job: Callable[[apsw.Connection], T]) -> T:
-        if self._closing is not None and self._closing.done():
-            raise closed_error(self.path)
         result = await self._writer.run(job)
         self._refresh_soon()
         return result
@@ -309,7 +305,7 @@ class SQLiteBus:
     def _apply(self, view: View) -> None:
         self._view = view
         grown: set[Topic] = set()
-        for id_, begin, end, _ in view.offsets:
+        for id_, begin, end in view.offsets:
             partition = self._catalog.partitions[id_]
             partition.begin = max(partition.begin, begin)
             if end > partition.end:
@@ -421,6 +417,7 @@ class SQLiteBus:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await self._writer.close()
+        self._closed = True
         await self._loop.run_in_executor(self._reading, self._reader.close)
         self._reading.shutdown()
         self._bell.close(self._loop)

@@ -75,9 +75,9 @@ class Member(NamedTuple):
 
 
 class View(NamedTuple):
-    """What `look` saw: offsets (begin, end, last_ms) by partition id, group versions by id, members."""
+    """What `look` saw: offsets (begin, end) by partition id, group versions by id, members."""
 
-    offsets: list[tuple[int, int, int, int]]
+    offsets: list[tuple[int, int, int]]
     groups: list[tuple[int, int]]
     members: list[Member]
 
@@ -94,12 +94,22 @@ def look(connection: apsw.Connection) -> View:
     row = fetch_one(
         connection,
         "SELECT json_array("
-        "json((SELECT json_group_array(json_array(id, begin_offset, end_offset, last_ms)) FROM partitions)),"
+        "json((SELECT json_group_array(json_array(id, begin_offset, end_offset)) FROM partitions)),"
         "json((SELECT json_group_array(json_array(id, version)) FROM groups)),"
         "json((SELECT json_group_array(json_array(id, name, group_id, home, pid, started, lease_until_ms, session_ms))"
         " FROM members)))",
     )
     return _view.decode(row)
+
+
+_ends = msgspec.json.Decoder(list[tuple[int, int, int]])
+
+
+def look_at_ends(connection: apsw.Connection) -> list[tuple[int, int, int]]:
+    """Return (id, end, last_ms) of every partition: what a writer must know before it appends."""
+    return _ends.decode(
+        fetch_one(connection, "SELECT json_group_array(json_array(id, end_offset, last_ms)) FROM partitions")
+    )
 
 
 class Catalog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -15,11 +16,12 @@ from crewline.bus import sqlite_groups as groups
 from crewline.bus.base import Assigned, Batch, Revoked
 from crewline.bus.sqlite_catalog import Member, Partition, Topic
 from crewline.bus.sqlite_reader import Wanted, out_of_range, read_batches
-from crewline.errors import OffsetOutOfRange, UsageError
+from crewline.errors import BusError, OffsetOutOfRange, UsageError
 
 POLL_GAP_S_MAX = 300.0  # a member that does not poll for longer gives its partitions up, as on Kafka
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Log(Protocol):
@@ -101,7 +103,7 @@ class Reader:
 
     async def _take(self, records_max: int) -> list[Batch]:
         ready: list[tuple[Partition, int]] = []
-        for number, position in self._positions.items():
+        for number, position in list(self._positions.items()):
             partition = self.topic.partitions[number]
             if position < partition.begin or position > partition.end:
                 await self._check(partition, position)
@@ -202,6 +204,7 @@ class SQLiteConsumer(Reader):
                 return await super().poll(timeout_s, records_max=records_max)
             finally:
                 self._polling = None
+                self._polled_at = time.monotonic()
 
     async def commit(self, offsets: Mapping[int, int]) -> None:
         """Note how far the group has read, for partitions still owned."""
@@ -227,14 +230,16 @@ class SQLiteConsumer(Reader):
             if owned:
                 await self._revoked_callback(owned)
         finally:
-            await self._log.change(lambda connection: groups.leave(connection, self.me))
+            try:
+                await self._log.change(lambda connection: groups.leave(connection, self.me))
+            except BusError as error:  # its lease will end
+                log.warning("leaving group %s: %s", self.group, error)
 
     def lease_to_renew(self, now: float) -> Member | None:
         """Return the membership to renew now, or None if this member has not polled for too long."""
         session_s = self.me.session_ms / 1000
-        if self._closed or now - self._polled_at > POLL_GAP_S_MAX or now - self._renewed_at < session_s / 4:
-            return None
-        return self.me
+        idle = self._polling is None and now - self._polled_at > POLL_GAP_S_MAX
+        return None if self._closed or idle or now - self._renewed_at < session_s / 4 else self.me
 
     def renewed(self, now: float, *, still_member: bool) -> None:
         """Hear how the renewal went."""

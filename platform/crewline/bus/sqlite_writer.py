@@ -21,7 +21,7 @@ import apsw
 
 from crewline.bus.base import Message, Position, Record
 from crewline.bus.bell import Bell
-from crewline.bus.sqlite_catalog import RECORD_OVERHEAD_BYTES, Catalog, Partition, Topic, look
+from crewline.bus.sqlite_catalog import RECORD_OVERHEAD_BYTES, Catalog, Partition, Topic, look_at_ends
 from crewline.bus.sqlite_file import (
     ROWS_MAX,
     advance_sql,
@@ -126,6 +126,7 @@ class Writer:
         self._queue: queue.SimpleQueue[list[Item] | None] = queue.SimpleQueue()
         self._seen_version = -1
         self._uncopied_bytes = 0
+        self._closed = False
         self._ended = self._loop.create_future()
         self._thread = threading.Thread(target=self._work, name="crewline-log", daemon=True)
         self._thread.start()
@@ -133,7 +134,12 @@ class Writer:
     # --- on the loop ---------------------------------------------------------------------------
 
     def put(self, item: Item) -> None:
-        """Queue `item`. What one turn of the loop queues is handed over together."""
+        """Queue `item`. What one turn of the loop queues is handed over together.
+
+        Raises: BusUnavailable after `close`.
+        """
+        if self._closed:
+            raise BusUnavailable(f"the bus on {self._path} is closed")
         if not self._staged:
             self._loop.call_soon(self._hand_over)
         self._staged.append(item)
@@ -151,6 +157,7 @@ class Writer:
 
     async def close(self) -> None:
         """Write what is queued, then end the thread."""
+        self._closed = True
         self._hand_over()
         self._queue.put(None)
         await self._ended
@@ -171,7 +178,8 @@ class Writer:
                 item.future.set_result(item.positions if isinstance(item, Call) else None)  # type: ignore[arg-type]
 
     def _post(self, function: Callable[..., object], *args: object) -> None:
-        self._loop.call_soon_threadsafe(function, *args)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(function, *args)
 
     # --- in the thread -------------------------------------------------------------------------
 
@@ -268,10 +276,10 @@ class Writer:
         if version == self._seen_version:
             return
         by_id = self._catalog.partitions
-        view = look(self._connection)
-        if len(view.offsets) != len(by_id):
+        ends = look_at_ends(self._connection)
+        if len(ends) != len(by_id):
             self._catalog.load(self._connection)
-        for id_, _, end, last_ms in view.offsets:
+        for id_, end, last_ms in ends:
             partition = by_id[id_]
             partition.next_offset, partition.last_ms = end, last_ms
         self._seen_version = version
@@ -363,8 +371,3 @@ def _fail(items: Sequence[Item], error: Exception) -> None:
             # One each: a traceback grows on an exception that several tasks raise.
             own = type(error)(str(error)) if isinstance(error, BusError) else error
             item.future.set_exception(own)
-
-
-def closed_error(path: Path) -> BusUnavailable:
-    """Return the error of a call after `close`."""
-    return BusUnavailable(f"the bus on {path} is closed")
