@@ -72,22 +72,23 @@ def rates(records: int, wall_s: float, cpu_s: float) -> dict[str, float]:
     return {"records_per_s": round(records / wall_s), "cpu_us_per_record": round(cpu_s / records * 1e6, 2)}
 
 
-async def append_and_follow(bus: SQLiteBus, records: int, batch: int) -> dict[str, float]:
-    """Four appenders, one consumer, one process."""
+async def append_and_follow(bus: SQLiteBus, records: int, batch: int, appenders: int) -> dict[str, float]:
+    """Some appenders, whose batches a commit takes together, and one consumer, in one process."""
+    begins = (await bus.offsets(TOPIC))[1]
 
-    async def from_start(partitions: Sequence[int]) -> Mapping[int, int]:
-        return dict.fromkeys(partitions, 0)
+    async def from_now(partitions: Sequence[int]) -> Mapping[int, int]:
+        return {partition: begins[partition] for partition in partitions}
 
     async def revoked(partitions: Sequence[int]) -> None:
         pass
 
-    consumer = await bus.consumer(TOPIC, "bench", assigned=from_start, revoked=revoked)
+    consumer = await bus.consumer(TOPIC, "bench", assigned=from_now, revoked=revoked)
     await consumer.poll(0)
-    keys = [b"conversation-%04d" % number for number in range(batch)]
+    messages = [Message(TOPIC, b"conversation-%04d" % number, VALUE, HEADERS) for number in range(batch)]
 
     async def append(calls: int) -> None:
         for _ in range(calls):
-            await bus.append([Message(TOPIC, key, VALUE, HEADERS) for key in keys])
+            await bus.append(messages)
 
     async def follow() -> None:
         seen = 0
@@ -95,7 +96,7 @@ async def append_and_follow(bus: SQLiteBus, records: int, batch: int) -> dict[st
             seen += sum(len(batch.records) for batch in await consumer.poll(1.0))
 
     wall, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(follow(), *(append(records // batch // 4) for _ in range(4)))
+    await asyncio.gather(follow(), *(append(records // batch // appenders) for _ in range(appenders)))
     result = rates(records, time.perf_counter() - wall, time.process_time() - cpu)
     await consumer.close()
     return result
@@ -131,16 +132,19 @@ async def one_by_one(bus: SQLiteBus, other: SQLiteBus, count: int) -> dict[str, 
 
 async def main(records: int, batch: int) -> None:
     report: dict[str, object] = {"records": records, "batch": batch}
-    with tempfile.TemporaryDirectory() as name:
-        report["floor"] = floor(Path(name), records, batch)
-    print("floor:         ", report["floor"])
+    for commit in (batch, 4 * batch):
+        with tempfile.TemporaryDirectory() as name:
+            report[f"floor_{commit}"] = floor(Path(name), records, commit)
+        print(f"floor, {commit} a commit:         ", report[f"floor_{commit}"])
     with tempfile.TemporaryDirectory() as name:
         async with await open_bus(Path(name)) as bus:
             await bus.create_topics([TopicSpec(TOPIC)])
-            report["append_and_follow"] = await append_and_follow(bus, records, batch)
-            print("append, follow:", report["append_and_follow"])
+            for appenders in (1, 4):
+                commit = appenders * batch
+                rated = report[f"bus_{commit}"] = await append_and_follow(bus, records, batch, appenders)
+                print(f"append, follow, {commit} a commit:", rated)
             async with await open_bus(Path(name)) as other:
-                report["read_back"] = await read_back(other, records)
+                report["read_back"] = await read_back(other, 2 * records)
                 print("read back:     ", report["read_back"])
                 report["one_by_one"] = await one_by_one(bus, other, 500)
                 print("one by one:    ", report["one_by_one"])
