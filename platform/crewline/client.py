@@ -23,7 +23,7 @@ from crewline.bus.base import Bus, Message, Position, Record
 from crewline.conversation import sha256_of
 from crewline.errors import BusUnavailable, CrewlineError, NotFound, RunFailed, UsageError
 from crewline.projection import Frame, OpenCall, Projection, frame_of
-from crewline.records import PEOPLE, Reader, Scribe
+from crewline.records import PEOPLE, Entry, Reader, Scribe
 from crewline.seal import Keyring
 from crewline.topics import CrewTopics
 
@@ -65,17 +65,21 @@ class Client:
         bus: an open bus, or an address: `embedded:DIR` (later `kafka://HOST:PORT`).
         crew: the crew's namespace (`bus.topic_prefix`; default: its name).
         keys: the keyring, or the keys folder (embedded: `DIR/keys`).
+        reader: checks records; given by a running crew, so that they are checked once.
 
     Use it as an async context manager. Raises UsageError for an address it does not know.
     """
 
-    def __init__(self, bus: Bus | str, crew: str, *, keys: Keyring | Path | None = None) -> None:
+    def __init__(
+        self, bus: Bus | str, crew: str, *, keys: Keyring | Path | None = None, reader: Reader | None = None
+    ) -> None:
         self.crew = crew
         self.topics = CrewTopics(crew)
         self._given = bus
         self._keys = keys
         self._bus: Bus | None = None if isinstance(bus, str) else bus
         self._keyring: Keyring | None = keys if isinstance(keys, Keyring) else None
+        self._reader = reader
         self._partitions = 0
         self._handles: dict[str, list[Handle]] = {}  # by intent, for their answers
         self._followed: dict[str, list[Handle]] = {}  # by conversation and by run
@@ -118,9 +122,10 @@ class Client:
         assert self._keyring is not None, "use the client as an async context manager"
         return self._keyring
 
-    @cached_property
-    def _reader(self) -> Reader:
-        return Reader(self.keyring, partitions=self._partitions)
+    def _read(self, record: Record) -> Entry:
+        if self._reader is None:
+            self._reader = Reader(self.keyring, partitions=self._partitions)
+        return self._reader.read(record)
 
     @cached_property
     def _scribe(self) -> Scribe:
@@ -298,7 +303,7 @@ class Client:
         if not is_end and not followers:
             return
         try:
-            frame = frame_of(record, stands=None, event=self._reader.read(record).event)
+            frame = frame_of(record, stands=None, event=self._read(record).event)
         except CrewlineError:
             frame = frame_of(record, stands=False)  # forged or unreadable: shown, never an answer
         if isinstance(frame.event, ev.TurnFinished):

@@ -45,6 +45,7 @@ S = TypeVar("S")
 
 # In a mark's carry, before the role's own: how many keys there must be. The store counts what it has.
 _COUNT_BYTES = 8
+_TIMERS_MIN = 1_024  # below that, dead timers are left where they are
 
 
 class Effect(NamedTuple):
@@ -213,6 +214,7 @@ class Engine(Generic[S]):
         self._options = options
         self._parts: dict[int, _Part[S]] = {}
         self._timers: list[tuple[int, int, _Part[S], bytes, Effect]] = []
+        self._timers_max = _TIMERS_MIN
         self._timer_handle: asyncio.TimerHandle | None = None
         self._sequence = 0
         self._slots = options.slots
@@ -513,16 +515,13 @@ class Engine(Generic[S]):
 
     def _derive_key(self, part: _Part[S], raw: bytes, held: _Key[S]) -> None:
         effects = () if held.frozen_at is not None else self.role.pending(held.state)
-        ids = {effect.id for effect in effects}
-        held.pending = any(effect.id not in held.acked for effect in effects)
-        for gone in [id for id in held.begun if id not in ids]:
-            del held.begun[gone]
-            if (task := held.tasks.pop(gone, None)) is not None:
-                task.cancel()
-        held.acked &= ids
+        held.pending = False
+        if held.begun or held.acked:
+            self._end_others(held, {effect.id for effect in effects})
         for effect in effects:
             if effect.id in held.acked:
                 continue
+            held.pending = True
             offset = held.begun.get(effect.id)
             if offset is None:
                 self._begin(part, raw, held, effect)
@@ -533,6 +532,14 @@ class Engine(Generic[S]):
                 self._later(part, raw, effect, self._backoff(held.failures))
         if not held.begun:
             held.failures = 0
+
+    def _end_others(self, held: _Key[S], open_ids: set[str]) -> None:
+        """End what the state does not ask for any more."""
+        for gone in [id for id in held.begun if id not in open_ids]:
+            del held.begun[gone]
+            if (task := held.tasks.pop(gone, None)) is not None:
+                task.cancel()
+        held.acked &= open_ids
 
     def _begin(self, part: _Part[S], raw: bytes, held: _Key[S], effect: Effect) -> None:
         held.begun[effect.id] = -1
@@ -605,9 +612,21 @@ class Engine(Generic[S]):
         self._at(self._clock_ms() + int(seconds * 1000), part, raw, effect)
 
     def _at(self, due_ms: int, part: _Part[S], raw: bytes, effect: Effect) -> None:
+        if len(self._timers) >= self._timers_max:
+            self._drop_dead_timers()
         self._sequence += 1
         heapq.heappush(self._timers, (due_ms, self._sequence, part, raw, effect))
         self._arm()
+
+    def _drop_dead_timers(self) -> None:
+        """Most timers never ring: what they waited for came. They go when they outnumber the rest."""
+        self._timers = [timer for timer in self._timers if self._is_live(*timer[2:])]
+        heapq.heapify(self._timers)
+        self._timers_max = max(_TIMERS_MIN, 2 * len(self._timers))
+
+    def _is_live(self, part: _Part[S], raw: bytes, effect: Effect) -> bool:
+        held = part.keys.get(raw) if self._parts.get(part.partition) is part else None
+        return held is not None and held.begun.get(effect.id) == -1 and effect.id not in held.tasks
 
     def _arm(self) -> None:
         """Set the one loop timer to the earliest due time; looked at every 30 s, since clocks jump."""
@@ -628,13 +647,12 @@ class Engine(Generic[S]):
         now_ms = self._clock_ms()
         while self._timers and self._timers[0][0] <= now_ms:
             _, _, part, raw, effect = heapq.heappop(self._timers)
-            held = part.keys.get(raw) if self._parts.get(part.partition) is part else None
-            if held is None or held.begun.get(effect.id) != -1 or effect.id in held.tasks:
+            if not self._is_live(part, raw, effect):
                 continue
             if effect.slot and self._slots <= 0:
                 self._waiting.append((part, raw, effect))
             else:
-                self._act(part, raw, held, effect)
+                self._act(part, raw, part.keys[raw], effect)
         self._arm()
         self._send()
 

@@ -606,6 +606,7 @@ class Envelope(msgspec.Struct, frozen=True):
 LEVELS_MAX = 100
 _ENCODER = msgspec.json.Encoder()
 _PACKER = msgspec.msgpack.Encoder()
+_LONG_NUMBER = re.compile(rb"\d{19}")  # what 64 bits cannot hold has as many digits
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{}]')
 _DECODERS = {name: msgspec.json.Decoder(event) for name, event in EVENTS.items()}
 _SPECVERSION = ("ce_specversion", b"1.0")
@@ -632,7 +633,8 @@ def _check_bounds(event: Event, value: bytes) -> None:
 
     Raises: OverflowError: an integer needs more than 64 bits; RecursionError: over `LEVELS_MAX` levels.
     """
-    _PACKER.encode(event)
+    if _LONG_NUMBER.search(value) is not None:
+        _PACKER.encode(event)
     # Counting brackets is an upper bound and nearly free; the exact depth is for the rare rest.
     if value.count(b"[") + value.count(b"{") > LEVELS_MAX:
         depth = 0

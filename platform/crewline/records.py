@@ -6,6 +6,7 @@ lacks the seal of somebody who may write it, does not get past `Reader`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ GUARD = "guard"
 PEOPLE = "people"
 UNSEALED = ""
 
+_READ_MAX = 2_048  # entries a reader remembers
 _ORDINARY = frozenset({DEPLOYMENT})
 # Who may write each type. A pool's word is bounded further by the fold: only calls sent to that pool.
 WRITERS: dict[str, frozenset[str]] = {
@@ -126,13 +128,27 @@ class Scribe:
 
 
 class Reader:
-    """Checks records of one topic with `partitions` partitions against a keyring."""
+    """Checks records of one topic with `partitions` partitions against a keyring.
+
+    Roles of one process that trust the same keys share one: each record is checked once for all of them.
+    """
 
     def __init__(self, keyring: Keyring, *, partitions: int) -> None:
         self._keyring = keyring
         self._partitions = partitions
+        self._read: OrderedDict[tuple[str, int, int], Entry] = OrderedDict()
 
     def read(self, record: Record) -> Entry:
+        """Return the entry in `record`; see `check`. Remembers the last ones, by the very record."""
+        position = record[:3]
+        entry = self._read.get(position)
+        if entry is None or entry.record is not record:
+            entry = self._read[position] = self.check(record)
+            if len(self._read) > _READ_MAX:
+                self._read.popitem(last=False)
+        return entry
+
+    def check(self, record: Record) -> Entry:
         """Return the entry in `record`.
 
         Raises:

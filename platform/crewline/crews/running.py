@@ -110,6 +110,7 @@ class Running:
         self._pools: list[ToolPool] = []
         self._stack = AsyncExitStack()
         self._bus: Bus | None = None
+        self._reader: Reader
         self._client: Client | None = None
         self._stopping = asyncio.Event()
 
@@ -142,8 +143,10 @@ class Running:
             await bus.create_topics(self.roster.topics.specs(self.roster.pools, partitions=self.crew.partitions))
             store = await open_store(self.state, self.roster.topics.namespace)
             self._stack.push_async_callback(store.close)
+            # One reader for all who trust the same keys: a record is checked once, not once a role.
+            reader = self._reader = Reader(keyring.without("guard", "people"), partitions=self.crew.partitions)
             self._client = await self._stack.enter_async_context(
-                Client(bus, self.roster.topics.namespace, keys=keyring.without("guard"))
+                Client(bus, self.roster.topics.namespace, keys=keyring.without("guard"), reader=reader)
             )
             self._start(keyring, bus, store)
         except BaseException:
@@ -174,12 +177,12 @@ class Running:
         for name, engine in self.engines.items():
             self._tasks[name] = asyncio.create_task(engine.run(), name=name)
 
-    def _engine(self, name: str, role: Any, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+    def _engine(self, name: str, role: Any, reader: Reader, bus: Bus, store: MemoryStore) -> None:
         self.engines[name] = Engine(
             role,
             bus=bus,
             store=store,
-            reader=Reader(keyring, partitions=self.crew.partitions),
+            reader=reader,
             group=f"{self.roster.topics.namespace}.{name}",
             clock_ms=clock_ms,
             options=self.crew.options,
@@ -193,7 +196,7 @@ class Running:
             load=self._load, changed=self._market_changed,
         )
         worker = Worker(self.roster, scribe=scribe, bus=bus, market=market, clock_ms=clock_ms)
-        self._engine("worker", worker, keyring, bus, store)
+        self._engine("worker", worker, self._reader, bus, store)
         self._tasks["market"] = asyncio.create_task(market.run(), name="market")
 
     def _load(self) -> tuple[int, int, int]:
@@ -221,7 +224,7 @@ class Running:
                 scribe, clock_ms=clock_ms, audit_topic=self.roster.topics.audit, file=self.state / "audit.jsonl"
             ),
         )
-        self._engine("guardrail", guardrail, keyring, bus, store)
+        self._engine("guardrail", guardrail, self._reader, bus, store)
 
     def _start_pool(self, pool: str, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline_tools.pool import ToolPool
@@ -237,7 +240,7 @@ class Running:
             clock_ms=clock_ms,
         )
         self._pools.append(role)
-        self._engine(role.name, role, held, bus, store)
+        self._engine(role.name, role, Reader(held, partitions=self.crew.partitions), bus, store)
 
     def _functions(self) -> dict[str, Tool]:
         return {name: self.crew.tools[name] for name in self.crew.tools}
