@@ -60,6 +60,7 @@ class Observer:
     pool_states: dict[bytes, PoolState] = field(default_factory=dict)
     pool_history: dict[bytes, States] = field(default_factory=dict)
     standing: set[tuple[int, int]] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
     accepted: dict[str, bytes] = field(default_factory=dict)
     intents: list[tuple[str, int, int]] = field(default_factory=list)
     ends: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
@@ -117,6 +118,9 @@ class Observer:
 
     def _stands(self, before: Conversation, after: Conversation, entry: Entry) -> None:
         event = entry.event
+        if entry.id in self.ids:
+            self.wrong.append(f"a second record of id {entry.id} stands, {entry.type} at {entry.record.partition}@{entry.offset}")
+        self.ids.add(entry.id)
         match event:
             case ev.IntentPublished():
                 self.accepted[entry.id] = entry.record.key
@@ -186,6 +190,10 @@ class Observer:
             for execution in {start.execution: None for start in unsafe}:
                 if len(starts[execution]) > 1:
                     self.wrong.append(f"unsafe execution {execution} was started twice: {starts[execution]}")
+            for execution in {start.execution: None for start in unsafe if start.tool != "decline"}:
+                told = [each.outcome for each in self.outcomes.get(execution, ())]
+                if execution not in self.resolved and "ok" not in told and "error" not in told:
+                    self.wrong.append(f"{execution} ran, and the log never says how it ended")
         for execution, outcomes in self.outcomes.items():
             granted = self.granted.get(execution)
             if granted is None or granted.safe or granted.tool in ("delegate", "handoff", "decline"):

@@ -40,6 +40,8 @@ class BusFaults:
     slow: float = 0.03
     slow_s: float = 12.0
     partial_fetch: float = 0.3
+    # Whoever loses a partition may go on reading it for a while, and so be an owner like the new one.
+    blind: bool = False
 
 
 @dataclass(eq=False)
@@ -97,8 +99,10 @@ class Broker:
         log.append(record)
         self.writers[message.topic, partition, record.offset] = writer
         for group in self.groups.values():
-            if group.topic == message.topic and (owner := group.owners.get(partition)) is not None:
-                owner.wake()
+            if group.topic == message.topic:
+                for member in group.members:
+                    if partition in member.owned:
+                        member.wake()
         for observer in self.observers:
             observer(record)
         return Position(message.topic, partition, record.offset)
@@ -125,6 +129,10 @@ class Broker:
                 keep = kept in members and self.rng.random() < 0.5
                 group.owners[partition] = kept if keep and kept is not None else self.rng.choice(members)
         for member in members:
+            if self.faults.blind and any(group.owners[partition] is not member for partition in member.owned):
+                blind_s = self.rng.choice([0.0, 0.0, 0.5, 5.0, 30.0])
+                member.blind_until = self.loop.time() + blind_s
+                self.loop.at(blind_s, member.wake)
             member.wake()
 
     def expel(self, process: Process) -> None:
@@ -154,6 +162,7 @@ class SimConsumer:
         self._assigned = assigned
         self._revoked = revoked
         self._closed = False
+        self.blind_until = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
 
@@ -204,6 +213,8 @@ class SimConsumer:
 
     async def _learn_once(self) -> bool:
         group = self._group
+        if self._broker.faults.blind and self._broker.loop.time() < self.blind_until:
+            return False
         if self not in group.members:
             await self._give_up(list(self.owned))
             self._broker.join(group, self)
@@ -354,7 +365,7 @@ class SimBus:
             call.error = BusUnavailable("the broker did not answer in time")
         call.left -= 1
         if call.left == 0:
-            self.broker.loop.at(rng.uniform(0.0005, 0.005), self._acknowledge, call)
+            self.broker.loop.at(rng.choice([0.0005, 0.002, 0.005, 0.08]), self._acknowledge, call)
 
     def _write_late(self, message: Message) -> None:
         self.broker.commit(message, self.process)

@@ -8,9 +8,10 @@ First trouble, then a time without any in which everything must come to its end;
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -21,6 +22,7 @@ from crewline import events as ev
 from crewline.bus.base import Message, Record
 from crewline.conversation import Call, Conversation, sha256_of
 from crewline.engine import Engine, EngineOptions
+from crewline.events import header
 from crewline.guardrail.audit import AuditTrail, head_after
 from crewline.guardrail.service import Guardrail
 from crewline.records import Entry, Reader, Scribe
@@ -90,6 +92,7 @@ class Machine:
     bus: SimBus
     roles: tuple[str, ...]
     engines: list[Engine[Any]] = field(default_factory=list)
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     pool: ToolPool | None = None
 
 
@@ -117,13 +120,14 @@ class Market:
 
 
 class Simulation:
-    """One schedule, made from its seed."""
+    """One schedule, made from its seed. `trouble` chooses the kinds (see `TROUBLE`) in its place."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, trouble: Collection[str] | None = None) -> None:
         self.seed = seed
         self.rng = rng = Random(seed)
         self.loop = VirtualLoop()
-        self.trouble = {kind for kind in TROUBLE if rng.random() < 0.5}
+        drawn = {kind for kind in TROUBLE if rng.random() < 0.5}
+        self.trouble = drawn if trouble is None else set(trouble)
         self.until_s = rng.choice([15.0, 40.0, 120.0])
         self.market_from_s = rng.choice([0.0, 0.0, 20.0])
         self.broker = Broker(self.loop, rng, self._bus_faults())
@@ -141,7 +145,7 @@ class Simulation:
             self.topics.conversations, CachedReader(KEYRING, self._entries), CachedReader(self.pool_keys, self._pool_entries),
             self._person_is_needed,
         )
-        self.broker.observers.append(self.observer)
+        self.broker.observers += [self.observer, self._provoke]
         self.people = Scribe(KEYRING, source=CREW, now_ms=lambda: self.broker.now_ms)
         self.machines: list[Machine] = []
         self.asked: set[str] = set()
@@ -158,7 +162,7 @@ class Simulation:
 
     def _bus_faults(self) -> BusFaults:
         rng = self.rng
-        faults = BusFaults(on="network" in self.trouble)
+        faults = BusFaults(on="network" in self.trouble, blind="rebalance" in self.trouble)
         for name in ("refused", "ack_lost", "twice", "partly", "late", "slow", "read_fails"):
             if rng.random() < 0.5:
                 setattr(faults, name, 0.0)
@@ -228,11 +232,13 @@ class Simulation:
                 "main", self.tools, topics=self.topics, scribe=scribe, keyring=keys, bus=bus, clock_ms=clock_ms,
                 options=PoolOptions(slots=self.options.slots), uptime_s=self.loop.time,
             )
+        if name == "worker":
+            role.act = self._checked(machine, role.act)
         reader = CachedReader(keys, self._pool_entries if name == "pool" else self._entries)
         engine = Engine(role, bus=bus, store=SimStore(self.store, process), reader=reader, group=f"{CREW}.{name}",
                         clock_ms=clock_ms, options=self.options, member=process.name)
         machine.engines.append(engine)
-        task = process.spawn(engine.run())
+        task = machine.tasks[name] = process.spawn(engine.run())
         task.add_done_callback(lambda task: self._engine_ended(machine, engine, task))
 
     def _engine_ended(self, machine: Machine, engine: Engine[Any], task: Any) -> None:
@@ -254,7 +260,7 @@ class Simulation:
     def _heal(self) -> None:
         """No more trouble: from here on everything must come to its end by itself."""
         self.trouble_over = True
-        self.broker.faults.on = False
+        self.broker.faults.on = self.broker.faults.blind = False
         self.store.faults.on = False
         for machine in self.machines:
             machine.process.fuse = None
@@ -323,18 +329,35 @@ class Simulation:
 
     # --- the outside world ---------------------------------------------------------------------
 
+    def _checked(self, machine: Machine, act: Callable[..., Any]) -> Callable[..., Any]:
+        """Look on when the worker begins an effect: what it does right after a batch, it must do knowing all of it."""
+
+        def checked(effect: Any, state: Any) -> Any:
+            if effect.kind == "think":
+                step = effect.id.rpartition(":a")[0]
+                engine = next(each for each in machine.engines if each.role.name == "worker")
+                task = asyncio.current_task()
+                in_line = task is not None and task is machine.tasks.get("worker") and not engine._stopping.is_set()
+                self._check_step(machine, state.id, step, whole_batch=in_line)
+            return act(effect, state)
+
+        return checked
+
+    def _check_step(self, machine: Machine, conversation: str, step: str, *, whole_batch: bool) -> None:
+        offset = self.observer.replied.get(step)
+        consumer = machine.bus.consumer_of(self.topics.conversations, f"{CREW}.worker")
+        if offset is None or consumer is None:
+            return
+        partition = self.broker.partition(Message(self.topics.conversations, conversation.encode(), b""))
+        folded = (consumer.position if whole_batch else consumer.settled).get(partition, 0)
+        if partition in consumer.owned and offset < max(folded, consumer.assigned_end.get(partition, 0)):
+            self._say(f"{machine.process.name} paid for step {step} again, whose reply it had read")
+
     async def pay_for_a_step(self, request: StepRequest) -> None:
         """A model is asked. A caught-up owner must not ask for what stands in the log already."""
         process = PROCESS.get()
         machine = next(machine for machine in self.machines if machine.process is process)
-        offset = self.observer.replied.get(request.id)
-        consumer = machine.bus.consumer_of(self.topics.conversations, f"{CREW}.worker")
-        if offset is None or consumer is None:
-            return
-        partition = self.broker.partition(Message(self.topics.conversations, request.conversation.encode(), b""))
-        known = max(consumer.settled.get(partition, 0), consumer.assigned_end.get(partition, 0))
-        if partition in consumer.owned and offset < known:
-            self._say(f"{machine.process.name} paid for step {request.id} again, whose reply it had read")
+        self._check_step(machine, request.conversation, request.id, whole_batch=False)
 
     async def start_tool(self, tool: str, execution: str, call: str, text: str) -> float:
         process = PROCESS.get()
@@ -375,11 +398,13 @@ class Simulation:
         message = self.people.message(self.topics.conversations, key, intent, id=id, run=id)
         self._write(message)
         if "repeat" in self.trouble:
-            for _ in range(rng.choice([0, 1, 2])):
+            for _ in range(rng.choice([0, 1, 2, 5])):
                 self.loop.at(rng.expovariate(1 / 20.0), self._write, message)
 
-    def _cancel(self) -> None:
-        open_ones = [state for state in self.observer.conversations.values() if state.turn is not None]
+    def _cancel(self, key: str | None = None) -> None:
+        open_ones = [
+            state for state in self.observer.conversations.values() if state.turn is not None and key in (None, state.id)
+        ]
         if not open_ones:
             return
         state = self.rng.choice(open_ones)
@@ -426,16 +451,9 @@ class Simulation:
         state = self.observer.conversations[key.encode()]
         if self.happened(id):
             what = "ran" if mood < 0.8 else "give_up"
-        elif self._may_still_start(call.execution_id):
-            self.loop.at(20.0, self._resolve, key, id, mood)
-            return
-        else:
+        else:  # and it cannot start any more: whoever claimed it has been too late for long
             what = "not_run" if mood < 0.8 else "give_up"
         self._sign(state, ev.CallResolved(id, call.execution, what, "boss", "I looked"))  # type: ignore[arg-type]
-
-    def _may_still_start(self, execution: str) -> bool:
-        """Whether a process may be stopped between its claim and its call: then a person must not say `not_run`."""
-        return any(machine.process.state == "paused" for machine in self.machines)
 
     def _sign(self, state: Conversation, event: ev.Event) -> None:
         run = state.turn.run if state.turn else state.id
@@ -449,9 +467,27 @@ class Simulation:
         alive = [machine for machine in self.machines if machine.process.state == "running"]
         return self.rng.choice(alive) if alive and not self.trouble_over else None
 
+    def _provoke(self, record: Record) -> None:
+        """Have trouble come where it hurts: around claims, and while an unsafe call may be running."""
+        rng = self.rng
+        if self.trouble_over or record.topic != self.topics.tools("main") or rng.random() > 0.4:
+            return
+        kind = header(record.headers, "ce_type")
+        if kind == "call.requested":
+            if "cancel" in self.trouble and rng.random() < 0.5:
+                self.loop.at(rng.choice([0.0, 0.005, 0.02, 0.1]), self._cancel, record.key.decode())
+            if "rebalance" in self.trouble and rng.random() < 0.5:
+                group = self.broker.groups[record.topic, f"{CREW}.pool"]
+                self.loop.at(rng.choice([0.0, 0.0, 0.005]), self.broker.rebalance, group)
+        machine = next((each for each in self.machines if each.process is self.broker.writers[record[:3]]), None)
+        if kind in ("call.started", "call.done") and machine is not None and machine.process.state == "running":
+            kinds = [each for each in ("crash", "pause") if each in self.trouble]
+            if kinds and rng.random() < 0.7:
+                self._light(machine, self._kill if rng.choice(kinds) == "crash" else self._freeze)
+
     def _light(self, machine: Machine, then: Callable[[Machine], None]) -> None:
         """Have `then` happen to a process some steps of its code from now."""
-        machine.process.fuse = self.rng.choice([1, 5, 30, 200])
+        machine.process.fuse = self.rng.choice([1, 2, 4, 8, 30, 200])
         machine.process.blown = lambda: then(machine)
 
     def _crash(self) -> None:
@@ -470,7 +506,7 @@ class Simulation:
     def _freeze(self, machine: Machine) -> None:
         machine.process.pause()
         self.loop.at(self.rng.choice([0.5, 4.0, 20.0, 60.0]), machine.process.resume)
-        if len(self.machines) > 1 or self.rng.random() < 0.5:
+        if self.rng.random() < 0.6:
             self.loop.at(self.rng.choice([0.0, SESSION_S]), self.broker.expel, machine.process)
 
     def _restart(self) -> None:
