@@ -20,8 +20,7 @@ class Position(NamedTuple):
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A record to be appended.
 
     `value` None is a tombstone. `partition` None means the partition of the key (murmur2).
