@@ -48,6 +48,26 @@ async def test_a_crew_killed_at_a_named_place_goes_on_after_its_restart(lab: Lab
     assert await lab.audit_holds(), again
 
 
+async def test_a_half_written_commit_left_by_a_power_failure_is_no_more_than_a_crash(lab: Lab) -> None:
+    await lab.create_topics()
+    async with lab.client() as client:
+        for intent in INTENTS:
+            await client.publish("pay.out", agent="desk", intent=intent, follow=False)
+    first = lab.start(crash="bus.in_group_commit:20")
+    await until(lambda: first.poll() is not None, seconds=30)
+    with (lab.state / "log.db-wal").open("ab") as wal:
+        wal.write(b"\xa5" * 6_000)  # frames that were not whole when the power went; nothing in them was acknowledged
+
+    lab.start()
+    async with lab.client() as client:
+        answers = await lab.settle(client, INTENTS)
+        verdict = await lab.judge(client)
+
+    assert answers == ["desk: payer: paid"] * len(INTENTS)
+    assert (verdict.doubled, verdict.repeated) == ([], [])
+    assert await lab.audit_holds()
+
+
 async def test_a_crew_killed_again_and_again_loses_nothing(lab: Lab) -> None:
     chance = random.Random(SEED)
     intents = [f"turn-{n}" for n in range(12)]
