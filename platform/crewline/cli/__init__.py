@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run_line(argv: list[str]) -> int:
     """Run one command line; return its exit code. No error of the user's shows a traceback."""
-    from crewline.cli.output import INTERRUPTED, Output
+    from crewline.cli.output import INTERRUPTED, Output, ReaderGone
     from crewline.cli.settings import early, hoist
 
     for stream in (sys.stdout, sys.stderr):
@@ -41,7 +41,7 @@ def run_line(argv: list[str]) -> int:
         return _invoke(args)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         return _broken_pipe()
     except Exception as error:
         return _failed(error, out)

@@ -11,13 +11,13 @@ import typer
 
 from crewline.cli import settings as globals_
 from crewline.cli.groups import new_app
-from crewline.errors import UsageError
+from crewline.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from crewline.cli.output import Output
     from crewline.cli.settings import Settings
     from crewline.client import Client
-    from crewline.projection import OpenCall
+    from crewline.projection import Frame, OpenCall
 
 app = new_app("What waits for a person: held calls (approve, edit, deny) and unknown ones (resolve).")
 
@@ -145,14 +145,20 @@ async def _decide(
 
     out, by = Output(settings), by or user_name()
     async with open_client(settings) as client:
-        found = await client.find_call(prefix)
+        try:
+            found = await client.find_call(prefix)
+        except NotFound:
+            if (earlier := await _decided(client, out, prefix)) is None:
+                raise
+            _say_decided(out, earlier)
+            return
         if decision == "approve":
             await client.approve(found.id, by=by, note=note)
         elif decision == "deny":
             await client.deny(found.id, by=by, note=note)
         else:
             await client.edit(found.id, _arguments(found, given, interactive=settings.interactive), by=by, note=note)
-        counts = await _counting(client, out, found)
+        counts = await _decided(client, out, found.id, found.call.judgement)
     _say(out, found, decision, by, counts)
 
 
@@ -172,33 +178,46 @@ def _arguments(found: OpenCall, given: str | None, *, interactive: bool) -> str:
         raise UsageError(f"--args {given}: cannot be read: {error}", hint="name a file after @") from None
 
 
-async def _counting(client: Client, out: Output, found: OpenCall) -> Any:
-    """Return the decision that counts for a call: the first in the log, ours or somebody else's."""
+async def _decided(client: Client, out: Output, prefix: str, judgement: int | None = None) -> Frame | None:
+    """Return the decision that counts (the first in the log) on a call, of one judgement or of the last."""
     from crewline.cli.state import read_log
     from crewline.events import ApprovalDecided
 
-    for frame in (await read_log(client, out, lambda run: run == found.run)).frames:
-        event = frame.event
-        if not frame.stands or not isinstance(event, ApprovalDecided):
-            continue
-        if event.call == found.id and event.judgement == found.call.judgement:
-            return event
-    return None
+    found = [
+        frame for frame in (await read_log(client, out, lambda run: True)).frames
+        if frame.stands and isinstance(frame.event, ApprovalDecided) and frame.event.call.startswith(prefix)
+        and judgement in (None, frame.event.judgement)
+    ]
+    return found[-1] if found else None
 
 
-def _say(out: Output, found: OpenCall, decision: Decision, by: str, counts: Any) -> None:
-    ours = counts is not None and counts.by == by and counts.decision == decision
-    if out.settings.json:
-        out.document({"call": found.id, "decision": decision, "by": by, "counts": ours,
-                      "decided": counts, "run": found.run})
-        return
-    words = {"approve": "approved", "edit": "changed and approved", "deny": "denied"}
-    if ours:
-        out.say(f"{words[decision]}: {found.call.name}, by {by}; see it go on: crewline runs watch {found.run}")
-    elif counts is not None:
-        out.say(f"already {words[counts.decision]} by {counts.by}: the first decision counts", tone="yellow")
+_WORDS = {"approve": "approved", "edit": "changed and approved", "deny": "denied"}
+
+
+def _say(out: Output, found: OpenCall, decision: Decision, by: str, counts: Frame | None) -> None:
+    event: Any = counts.event if counts is not None else None
+    ours = event is not None and (event.by, event.decision) == (by, decision)
+    if not ours and counts is not None:
+        _say_decided(out, counts)
+    elif out.settings.json:
+        out.document({"call": found.id, "decision": decision, "by": by, "counts": ours, "run": found.run})
+    elif ours:
+        out.say(f"{_WORDS[decision]}: {found.call.name}, by {by}; see it go on: crewline runs watch {found.run}")
     else:
         out.say("the call is closed already: the decision does not count", tone="yellow")
+
+
+def _say_decided(out: Output, counts: Frame) -> None:
+    """Say that somebody was first. A normal thing, no error."""
+    from crewline.cli.text import clock
+
+    event: Any = counts.event
+    if out.settings.json:
+        out.document({"call": event.call, "decision": event.decision, "by": event.by, "counts": False,
+                      "at_ms": counts.at_ms, "run": counts.run})
+    else:
+        out.say(f"already {_WORDS[event.decision]} by {event.by} at {clock(counts.at_ms)[:19]}: the first decision counts",
+                tone="yellow")
 
 
 @app.command("resolve")

@@ -17,7 +17,7 @@ from crewline import events as ev
 from crewline.cli import output as codes
 from crewline.cli.decide import Decider, Holds, held_by
 from crewline.cli.live import LiveView, summary
-from crewline.cli.output import Output, to_json
+from crewline.cli.output import Output, to_json, write
 from crewline.cli.printer import Printer
 from crewline.cli.prompts import Terminated, ask_line
 from crewline.cli.session import Session
@@ -167,8 +167,7 @@ class Asking:
 
     def _put(self, text: str) -> None:
         if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            write(sys.stdout, text)
             self._midline = not text.endswith("\n")
 
     def _finished(self, frame: Frame) -> Ended:

@@ -51,11 +51,11 @@ def chat(
     settings = globals_.of(context)
     out = Output(settings)
     holds = Holds("ask" if settings.interactive else "fail", user_name())
-    with terminating(), open_session(settings, crew, overlays=overlay or (), offline=offline) as session:
+    with terminating(), open_session(settings, crew, overlays=overlay or (), offline=offline, agent=agent) as session:
         conversation = conv or (_last(session) if resume else None)
-        talk = Talk(session, out, holds, user=user, agent=agent or session.at.agent, conversation=conversation)
+        talk = Talk(session, out, holds, user=user, agent=session.at.agent, conversation=conversation)
         with _history(settings.state / HISTORY, on=settings.interactive):
-            code = talk.run()
+            session.code = code = talk.run()
     raise typer.Exit(code)
 
 
@@ -126,7 +126,7 @@ class Talk:
                 reason.code if reason else ended.status, reason.say if reason else f"the turn {ended.status}",
                 f"crewline runs show {handle.intent}",
             )
-        elif ended.event is not None:
+        elif ended.event is not None and intent is None:
             self._out.say(asking.closing(ended), tone="dim")
         return ended.code
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from crewline.cli.settings import Settings
 from crewline.cli.text import clean, pad, paint, width_of
@@ -44,6 +44,19 @@ def to_json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone (`| head`). Not an OSError: Typer has its own idea of those."""
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write and flush. Raises: ReaderGone."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
 class Output:
     """One command's output, as the global options want it."""
 
@@ -66,8 +79,7 @@ class Output:
 
     def put(self, line: str) -> None:
         """Print a line of data."""
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        write(sys.stdout, line + "\n")
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
@@ -92,9 +104,7 @@ class Output:
 
     def insist(self, line: str, *, tone: str = "") -> None:
         """Print a line for people, whatever --quiet says: a warning, a question."""
-        sys.stdout.flush()
-        sys.stderr.write(paint(line, tone, on=self.color_err) + "\n")
-        sys.stderr.flush()
+        write(sys.stderr, paint(line, tone, on=self.color_err) + "\n")
 
     def fail(self, error: CrewlineError) -> int:
         """Say what went wrong and what to do next; return the exit code."""
@@ -103,12 +113,10 @@ class Output:
 
     def say_error(self, code: str, message: str, hint: str | None) -> None:
         """Say an error: one line and its hint, or one JSON document with --json."""
-        sys.stdout.flush()
         if self.settings.json:
-            sys.stderr.write(to_json({"error": {"code": code, "message": message, "hint": hint}}) + "\n")
-        else:
-            head = paint("error:", "red", on=self.color_err)
-            sys.stderr.write(f"{head} {clean(message)}\n")
-            if hint:
-                sys.stderr.write(f"  {paint('→', 'dim', on=self.color_err)} {clean(hint)}\n")
-        sys.stderr.flush()
+            write(sys.stderr, to_json({"error": {"code": code, "message": message, "hint": hint}}) + "\n")
+            return
+        text = f"{paint('error:', 'red', on=self.color_err)} {clean(message)}\n"
+        if hint:
+            text += f"  {paint('→', 'dim', on=self.color_err)} {clean(hint)}\n"
+        write(sys.stderr, text)

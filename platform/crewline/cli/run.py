@@ -54,9 +54,11 @@ def run(
     asked = _text(text, file)
     timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
     holds = Holds(on_hold or ("ask" if settings.interactive else "fail"), user_name(), frozenset(approve or ()))
-    with terminating(), open_session(settings, crew, overlays=overlay or (), offline=offline, roles=not detach) as session:
+    with terminating(), open_session(
+        settings, crew, overlays=overlay or (), offline=offline, roles=not detach, agent=agent
+    ) as session:
         handle = session.background.run(
-            session.client.publish(asked, agent=agent or session.at.agent, user=user, conversation=conv)
+            session.client.publish(asked, agent=session.at.agent, user=user, conversation=conv)
         )
         if detach:
             out.say(session.goes_on(handle.intent))
@@ -73,6 +75,7 @@ def run(
             out.document(_result(ended, handle.intent, handle.conversation))
         elif ended.event is not None:
             _finish(out, ended, asking.closing(ended))
+        session.code = ended.code
     raise typer.Exit(ended.code)
 
 

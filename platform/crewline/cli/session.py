@@ -34,12 +34,14 @@ class At(NamedTuple):
 
 @dataclass(slots=True)
 class Session:
-    """A crew at hand, its loop in the background. `again` runs it, if it was started here from its file."""
+    """A crew at hand, its loop in the background. `again` runs it, if it was started here from its file;
+    `code` is what the process ends with if the crew cannot be left in good order."""
 
     background: Background
     at: At
     host: Future[None]
     again: str | None
+    code: int = 0
 
     @property
     def client(self) -> Client:
@@ -81,33 +83,36 @@ def is_name(crew: str) -> bool:
 
 @contextmanager
 def open_session(
-    settings: Settings, crew: str | None, *, overlays: Sequence[Path] = (), offline: bool = False, roles: bool = True
+    settings: Settings, crew: str | None, *, overlays: Sequence[Path] = (), offline: bool = False, roles: bool = True,
+    agent: str | None = None,
 ) -> Iterator[Session]:
     """Start the crew of a file (or reach the one of a name), and leave it in good order.
 
     Args:
         roles: start the crew's roles; without them an intent waits in the log.
+        agent: whom to ask; None: the entry agent, or, of a crew that runs elsewhere, whom people asked last.
 
     Raises: CrewFileError, UsageError, NotFound.
     """
     if crew is not None and is_name(crew):
-        again, opened = None, _elsewhere(settings, crew)
+        again, opened = None, _elsewhere(settings, crew, agent)
     else:
         file = crew_file(crew)
         again = _up(settings, file, overlays, offline)
         from crewline.crews.running import Crew
 
-        opened = _here(Crew.load(file, overlays=overlays, offline=offline), settings.state, roles=roles)
+        opened = _here(Crew.load(file, overlays=overlays, offline=offline), settings.state, agent, roles=roles)
     with Background() as background:
         ready: Future[At] = Future()
         leave = background.run(_event())
         host = background.start(_host(opened, ready, leave))
         host.add_done_callback(lambda ended: _tell(ended, ready))
+        session = Session(background, ready.result(), host, again)
         try:
-            yield Session(background, ready.result(), host, again)
+            yield session
         finally:
             background.call(leave.set)
-            _wait(host)
+            _wait(host, session)
 
 
 def _up(settings: Settings, file: Path, overlays: Sequence[Path], offline: bool) -> str:
@@ -140,32 +145,31 @@ def _tell(ended: Future[None], ready: Future[At]) -> None:
         ready.set_exception(error)
 
 
-def _wait(host: Future[None]) -> None:
+def _wait(host: Future[None], session: Session) -> None:
     try:
         host.exception(timeout=LEAVE_S)
     except (TimeoutError, KeyboardInterrupt):
         # A tool or a model hangs. Nothing is lost: the log has it all, and whoever runs the crew next goes on.
-        error = sys.exc_info()[1]
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 0)
+        os._exit(session.code)
 
 
 @asynccontextmanager
-async def _here(crew: Crew, state: Path, *, roles: bool) -> AsyncIterator[At]:
+async def _here(crew: Crew, state: Path, agent: str | None, *, roles: bool) -> AsyncIterator[At]:
     async with crew.up(state=state, only=None if roles else ()) as running:
         await running.ready()
-        yield At(running.client, running.entry, running if roles else None)
+        yield At(running.client, agent or running.entry, running if roles else None)
 
 
 @asynccontextmanager
-async def _elsewhere(settings: Settings, crew: str) -> AsyncIterator[At]:
+async def _elsewhere(settings: Settings, crew: str, agent: str | None) -> AsyncIterator[At]:
     from dataclasses import replace
 
     from crewline.cli.state import open_client
 
     async with open_client(replace(settings, crew=crew)) as client:
-        yield At(client, await _agent_of(client, crew), None)
+        yield At(client, agent or await _agent_of(client, crew), None)
 
 
 async def _agent_of(client: Client, crew: str) -> str:
