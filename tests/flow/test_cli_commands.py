@@ -215,6 +215,10 @@ def test_runs_are_listed_and_shown(here: Any) -> None:
         (["run", ".", "x", "--timeout", "soon"], 2),
         (["--bus", "kafka://localhost:9092", "runs", "list"], 2),
         (["nonsense"], 2),
+        (["up", ".", "--only", "nonsense"], 2),
+        (["run", ".", "x", "--on-hold", "never"], 2),
+        (["--state", "/proc/nope", "run", ".", "x"], 2),
+        (["--state", "damaged", "runs", "list"], 4),
         (["check", "broken.yaml"], 3),
         (["up", "broken.yaml"], 3),
         (["runs", "show", "zzzz"], 5),
@@ -234,6 +238,8 @@ def test_runs_are_listed_and_shown(here: Any) -> None:
 )  # fmt: skip
 def test_exit_codes(shop: Shop, here: Any, words: list[str], code: int) -> None:
     (shop.folder / "broken.yaml").write_text("schema: crew/v1\nname: x\nagents: {a: {gaol: 1}}\n")
+    (shop.folder / "damaged").mkdir(exist_ok=True)
+    (shop.folder / "damaged" / "log.db").write_bytes(b"no log at all" * 1_000)
     ended, _, err = here(*words)
     assert ended == code, err
     if code and "test" not in words and words[0] != "check":

@@ -200,7 +200,7 @@ def test_up_stops_in_good_order_on_ctrl_c(terminal: Callable[..., Terminal]) -> 
 
 
 def test_the_footer_is_drawn_over_and_gone_at_the_end(terminal: Callable[..., Terminal]) -> None:
-    run = terminal("run", ".", "linger", "--timeout", "3s")
+    run = terminal("run", ".", "linger", "--timeout", "1s")
     run.until("linger")
     run.until(r"\r\x1b\[2K")
     assert run.ends() == 8

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from crewline import events as ev
 from crewline.cli.arguments import by_line, one_line
-from crewline.cli.decide import panel
+from crewline.cli.asking import Asking
+from crewline.cli.decide import Holds, panel
 from crewline.cli.live import Line, LiveView, format_line, summary
+from crewline.cli.output import Output
 from crewline.cli.runs_view import nodes_of, tree
+from crewline.cli.settings import Settings
 from crewline.conversation import Call, sha256_of
 from crewline.projection import Frame, OpenCall
 
@@ -166,6 +170,33 @@ def test_streamed_text_goes_to_the_footer_alone() -> None:
     assert view.take(frame(0, ev.TokensStreamed("s", 1, "triage", "Done in "))) == []
     view.take(frame(1, ev.TokensStreamed("s", 1, "triage", "a moment")))
     assert view.busy == "triage writes: Done in a moment"
+
+
+def tokens(text: str, *, step: str = "c1:t1:s1", attempt: int = 1) -> Frame:
+    return frame(next(_offsets), ev.TokensStreamed(step, attempt, "triage", text))
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        ([tokens("The ti"), tokens("ll holds 12"), frame(1, said("triage", text="The till holds 12."), "c1:t1:s1")], "The till holds 12.\n"),
+        ([frame(1, said("triage", text="All at once."), "c1:t1:s1"), tokens("All at")], "All at once.\n"),
+        ([tokens("Wro"), tokens("Right", attempt=2), frame(1, ev.ModelReplied("triage", 2, "Right"), "c1:t1:s1")], "Wro\nRight\n"),
+        ([tokens("lost"), frame(1, said("triage", text="Other words"), "c1:t1:s1")], "lost\nOther words\n"),
+        ([tokens("I look"), frame(1, said("triage", ("look", "{}"), text="I look."), "c1:t1:s1"),
+          tokens("12", step="c1:t1:s2"), frame(2, said("triage", text="12"), "c1:t1:s2")], "I look.\n12\n"),
+        ([tokens("\x1b[2J")], "U+001B[2J"),
+    ],
+)  # fmt: skip
+def test_an_answer_streams_and_the_record_has_the_last_word(
+    frames: list[Frame], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session: Any = SimpleNamespace(client=None, background=None, again=None)
+    handle: Any = SimpleNamespace(conversation=CONV, intent=RUN)
+    asking = Asking(session, Output(Settings(quiet=True)), Holds("wait", "kim"), streams=True)
+    for each in frames:
+        asking._show(each, handle)
+    assert capsys.readouterr().out == text
 
 
 def test_the_panel_shows_every_argument_whole() -> None:

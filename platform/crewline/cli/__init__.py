@@ -1,6 +1,6 @@
 """The command line. `crewline --help` imports nothing but Typer: each command is a module, loaded when called.
 
-  settings.py  the global options            output.py     stdout, stderr, JSON, tables, exit codes
+  settings.py  the global options            output.py     stdout, stderr, JSON, tables, exit codes; logs.py
   groups.py    commands by name, lazily      text.py       durations, widths, what is safe on a terminal
   state.py     the log in the state folder   live.py, printer.py: the live view, frames to lines to stderr
   background.py, session.py, asking.py, decide.py: one request followed, held calls decided, Ctrl-C
@@ -70,7 +70,11 @@ def _failed(error: Exception, out: Any) -> int:
         if not error.format_message():  # "no command": its help was asked for, in effect
             return USAGE
         path = context.command_path if context is not None else "crewline"
-        out.say_error("usage", error.format_message().rstrip("."), f"{path} --help")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
+        out.say_error("usage", message, f"{path} --help")
+        return USAGE
+    if isinstance(error, OSError) and error.filename is not None:  # a folder that is not ours to write, a full disk
+        out.say_error("os", f"{error.filename}: {error.strerror}", "name another folder: --state DIR")
         return USAGE
     if out.settings.verbose:
         import traceback

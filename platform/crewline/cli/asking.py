@@ -73,7 +73,9 @@ class Asking:
         self._waiting: deque[Frame | BaseException | None] = deque()
         self._decider = Decider(session.client, session.background, out, holds.by)
         self._printer = Printer(out)
-        self._wrote = False
+        self._writing: tuple[str, int] | None = None  # the step and attempt whose text is on the screen
+        self._written = ""
+        self._said: set[str] = set()  # steps whose record has come: their late tokens are nothing new
         self._midline = False
         self._asked: ev.CallJudged | None = None
         self.view = LiveView(verbose=out.settings.verbose)
@@ -153,17 +155,29 @@ class Asking:
         return None
 
     def _stream(self, frame: Frame) -> None:
+        """Write the entry agent's text as it comes; what the record says counts, and fills up what was lost."""
         event = frame.event
-        if isinstance(event, ev.TokensStreamed) and not event.note:
-            self._printer.clear()
+        if isinstance(event, ev.TokensStreamed) and not event.note and event.step not in self._said:
+            self._begin(event.step, event.attempt)
+            self._written += event.text
             self._put(clean(event.text))
-            self._wrote = True
         elif isinstance(event, ev.ModelReplied):
-            if not event.calls and not self._wrote:
-                self._put(clean(event.refusal or event.text))
-            self._wrote = False
+            text = event.refusal if event.refusal is not None else event.text
+            self._begin(frame.event_id, event.attempt, told=text)
+            if not event.calls or self._written:
+                self._put(clean(text[len(self._written) :]))
             if self._midline:
                 self._put("\n")
+            self._said.add(frame.event_id)
+            self._writing, self._written = None, ""
+
+    def _begin(self, step: str, attempt: int, *, told: str | None = None) -> None:
+        """Start a new line for another step or attempt, or if what was written is not how the text begins."""
+        self._printer.clear()
+        if self._writing != (step, attempt) or (told is not None and not told.startswith(self._written)):
+            if self._midline:
+                self._put("\n")
+            self._writing, self._written = (step, attempt), ""
 
     def _put(self, text: str) -> None:
         if text:

@@ -44,12 +44,14 @@ def chat(
 
     Example: crewline chat crew.yaml --offline --user u-7
     """
+    from crewline.cli import logs
     from crewline.cli.prompts import terminating
     from crewline.cli.session import open_session
     from crewline.cli.state import user_name
 
     settings = globals_.of(context)
     out = Output(settings)
+    logs.set_up(settings, tracebacks=False)
     holds = Holds("ask" if settings.interactive else "fail", user_name())
     with terminating(), open_session(settings, crew, overlays=overlay or (), offline=offline, agent=agent) as session:
         conversation = conv or (_last(session) if resume else None)

@@ -39,12 +39,13 @@ def test(
 
     Example: crewline guard test --call 'issue_refund({"order_id": "A-1001", "amount": 80})' --user u-7
     """
-    from crewline.cli import dry
+    from crewline.cli import dry, logs
     from crewline.cli.output import Output
     from crewline.cli.session import crew_file
     from crewline.crews.running import Crew
 
     out = Output(globals_.of(context))
+    logs.set_up(out.settings, tracebacks=False)
     said, facts = dry.call_of(call), dry.facts_of(fact)
     crew = Crew.load(crew_file(file), overlays=overlay or (), offline=True)
     who = dry.agent_of(crew, said.tool, agent)

@@ -42,6 +42,7 @@ def run(
 
     Example: crewline run crew.yaml "Refund order A-1001" --user u-7
     """
+    from crewline.cli import logs
     from crewline.cli.decide import Holds
     from crewline.cli.output import Output
     from crewline.cli.prompts import terminating
@@ -51,6 +52,7 @@ def run(
 
     settings = globals_.of(context)
     out = Output(settings)
+    logs.set_up(settings, tracebacks=False)
     asked = _text(text, file)
     timeout_s = None if timeout is None else seconds_of(timeout, "--timeout")
     holds = Holds(on_hold or ("ask" if settings.interactive else "fail"), user_name(), frozenset(approve or ()))

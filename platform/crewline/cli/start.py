@@ -9,6 +9,8 @@ import typer
 
 from crewline.cli import settings as globals_
 
+_QUESTIONS = {"support": "My lamp arrived broken, order A-1001. Can I have my money back?"}  # its script has an answer
+
 
 def demo(
     context: typer.Context,
@@ -22,6 +24,7 @@ def demo(
     Example: crewline demo --kill --yes
     """
     from crewline.cli import demo as lead
+    from crewline.cli import logs
     from crewline.cli.live import LiveView, summary
     from crewline.cli.output import Output
     from crewline.cli.printer import Printer
@@ -29,6 +32,7 @@ def demo(
 
     settings = globals_.of(context)
     out = Output(settings)
+    logs.set_up(settings, tracebacks=False)
     view, printer = LiveView(verbose=settings.verbose), Printer(out)
 
     def show(frame: Frame) -> None:
@@ -70,4 +74,4 @@ def init(
     if settings.json:
         out.document({"directory": str(directory), "files": written})
     else:
-        out.say(f"\nnext: cd {directory} && crewline run . \"hello\" --offline", tone="dim")
+        out.say(f"\nnext: cd {directory} && crewline run . \"{_QUESTIONS.get(template, 'hello')}\" --offline --user u-7", tone="dim")

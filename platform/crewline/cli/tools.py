@@ -123,11 +123,13 @@ def call(
 
     Example: crewline tools call find_order '{"order_id": "A-1001"}' --user u-7
     """
+    from crewline.cli import logs
     from crewline.cli.output import Output
 
+    out = Output(globals_.of(context))
+    logs.set_up(out.settings, tracebacks=False)
     crew = _crew(file, overlay)
     spec = _spec(crew, name)
-    out = Output(globals_.of(context))
     raise typer.Exit(asyncio.run(_call(crew, spec, arguments, agent, user, out)))
 
 

@@ -36,13 +36,14 @@ def up(
 
     Example: crewline up crew.yaml --offline
     """
+    from crewline.cli import logs
     from crewline.cli.output import Output
     from crewline.cli.session import crew_files
     from crewline.crews.running import Crew
 
     settings = globals_.of(context)
     out = Output(settings)
-    _log_to_stderr(verbose=settings.verbose, quiet=settings.quiet)
+    logs.set_up(settings, tracebacks=True)
     paths = crew_files(files)
     if len(paths) > 1 and overlay:
         raise UsageError("an overlay belongs to one crew file", hint="run each crew with its own `crewline up`")
@@ -171,12 +172,3 @@ def happening(frame: Frame) -> str:
         case _:
             return ""
     return clean(said, one_line=True)
-
-
-def _log_to_stderr(*, verbose: bool, quiet: bool) -> None:
-    import logging
-
-    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("crewline", "crewline_tools", "crewline_agents"):
-        logging.getLogger(name).setLevel(level)

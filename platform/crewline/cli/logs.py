@@ -1,0 +1,50 @@
+"""Python's logging on the command line: one line a message on stderr, tracebacks where they are wanted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from crewline.cli.settings import Settings
+from crewline.cli.text import clean
+
+
+def set_up(settings: Settings, *, tracebacks: bool) -> None:
+    """Show warnings (with --verbose everything of ours, with --quiet errors alone).
+
+    Args:
+        tracebacks: show those of tools that raise, as `up` does; without it, their last line.
+    """
+    handler = _Handler()
+    handler.setFormatter(_Formatter(tracebacks=tracebacks or settings.verbose))
+    root = logging.getLogger()
+    for earlier in [each for each in root.handlers if isinstance(each, _Handler)]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    level = logging.DEBUG if settings.verbose else logging.ERROR if settings.quiet else logging.WARNING
+    for name in ("crewline", "crewline_agents", "crewline_tools", "crewline_memory"):
+        logging.getLogger(name).setLevel(level)
+
+
+class _Handler(logging.Handler):
+    """Writes to what stderr is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._tracebacks or not record.exc_info:
+            return clean(super().format(record))
+        error = record.exc_info[1]
+        said = f"{record.levelname} {record.name}: {record.getMessage()}: {type(error).__name__}: {error}"
+        return clean(f"{said} (--verbose shows the traceback)", one_line=True)
