@@ -24,7 +24,7 @@ from pathlib import Path
 from crewline import events as ev
 from crewline import tool
 from crewline.client import Client
-from crewline.crews.running import Crew
+from crewline.crews.running import Crew, Running
 from crewline.engine import EngineOptions
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.records import Scribe
@@ -35,7 +35,6 @@ from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
 from crewline_tools.registry import ToolRegistry
 
 BATCH = 500
-RECORDS = 4  # of one conversation until it waits: intent, turn, reply, verdict
 HISTORY = "The customer writes at some length about a lamp that came broken. " * 15  # 1 kB
 
 
@@ -68,17 +67,37 @@ def crew(snapshot_records: int) -> Crew:
     return Crew(roster, tools, policies, options=EngineOptions(snapshot_records=snapshot_records))
 
 
+def write(file: Path, text: str) -> None:
+    """Write `text` so that nobody sees a part of it."""
+    file.with_suffix(".new").write_text(text)
+    file.with_suffix(".new").rename(file)
+
+
 async def serve(state: Path, snapshot_records: int) -> None:
     """Run every role until SIGTERM; write `ready` when it is."""
     async with crew(snapshot_records).up(state=state) as running:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.stop)
         await running.ready()
-        (state / "ready").write_text(str(len(running.engines["guardrail"].states())))
+        write(state / "ready", str(len(running.engines["guardrail"].states())))
+        held = asyncio.create_task(count_held(running, state / "held"))
         await running.serve()
+        held.cancel()
+
+
+async def count_held(running: Running, file: Path) -> None:
+    """Keep `file` up to date: how many conversations wait for a person, once both readers of them know of it."""
+    while True:
+        held = sum(
+            state.turn is not None and any(call.status == "held" for call in state.turn.calls)
+            for state in running.engines["guardrail"].states()
+        )
+        at_rest = running.engines["worker"].folded == running.engines["guardrail"].folded
+        write(file, str(held if at_rest else 0))
+        await asyncio.sleep(0.5)
 
 
 async def park(state: Path, count: int) -> float:
-    """Publish `count` intents and wait until each has a verdict; return the seconds it took."""
+    """Publish `count` intents and wait until every role has each of them held; return the seconds it took."""
     began = time.monotonic()
     async with Client(f"embedded:{state}", "parked") as client:
         scribe = Scribe(load_keys(state / "keys"), source="parked", now_ms=lambda: int(time.time() * 1000))
@@ -89,10 +108,7 @@ async def park(state: Path, count: int) -> float:
                 for n in range(first, min(first + BATCH, count))
             ])
 
-        async def all_judged() -> bool:
-            return sum((await client.bus.offsets(topic))[1].values()) >= RECORDS * count
-
-        await until(all_judged, seconds=600.0)
+        await until(lambda: (state / "held").exists() and (state / "held").read_text() == str(count), seconds=600.0)
     return time.monotonic() - began
 
 
