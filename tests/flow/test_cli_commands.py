@@ -299,9 +299,9 @@ def test_a_closed_pipe_ends_quietly(shop: Shop) -> None:
 
 
 def test_colour_when_forced_and_never_with_no_color(shop: Shop) -> None:
-    forced = shop.run("runs", "list", environment={"FORCE_COLOR": "1"})
-    assert "\x1b[1m" in forced.stdout
-    silent = shop.run("runs", "list", environment={"FORCE_COLOR": "1", "NO_COLOR": "1"})
+    forced = shop.run("help", "nonsense", environment={"FORCE_COLOR": "1"})
+    assert "\x1b[31merror:" in forced.stderr
+    silent = shop.run("help", "nonsense", environment={"FORCE_COLOR": "1", "NO_COLOR": "1"})
     assert "\x1b" not in silent.stdout + silent.stderr
 
 

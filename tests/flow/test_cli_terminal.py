@@ -90,6 +90,22 @@ def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
         each.close()
 
 
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Terminal]]:
+    """Runs that wait for a decision, each on its terminal. They start side by side, since starting is what takes time."""
+    environments = {
+        "approve": {}, "edit": {"EDITOR": "sed -i s/40/25/", "NO_COLOR": "1"}, "deny": {}, "on": {}, "twice": {},
+    }  # fmt: skip
+    opened = {}
+    for name, environment in environments.items():
+        folder = tmp_path_factory.mktemp(name)
+        write_crew(folder)
+        opened[name] = Terminal(folder, "run", ".", "pay alice", **environment)
+    yield opened
+    for each in opened.values():
+        each.close()
+
+
 def status_of(folder: Path) -> str:
     """Return the status of the only run in the folder's log."""
     listed = crewline(folder, "--json", "runs", "list")
@@ -100,13 +116,13 @@ def status_of(folder: Path) -> str:
 ASKED = r"\[l\]ater › "
 
 
-def test_a_held_call_is_shown_and_approved(terminal: Callable[..., Terminal]) -> None:
-    run = terminal("run", ".", "pay alice")
+def test_a_held_call_is_shown_and_approved(held: dict[str, Terminal]) -> None:
+    run = held["approve"]
     seen = run.until(ASKED)
     assert "clerk wants to run  pay" in seen
     assert "amount = 40" in seen
     assert "Nothing has run" in seen
-    assert "\x1b[" in seen  # colour: it is a terminal
+    assert "\x1b[3" in seen  # colour: it is a terminal
     run.type("what?\n")
     run.until(r"a, e, d or l")
     run.until(ASKED)
@@ -116,24 +132,25 @@ def test_a_held_call_is_shown_and_approved(terminal: Callable[..., Terminal]) ->
     assert "Paid 40 to alice." in run.screen
 
 
-def test_a_held_call_is_edited_then_one_is_denied(terminal: Callable[..., Terminal]) -> None:
-    run = terminal("run", ".", "pay alice", EDITOR="sed -i s/40/25/", NO_COLOR="1")
+def test_a_held_call_is_edited(held: dict[str, Terminal]) -> None:
+    run = held["edit"]
     assert "\x1b[3" not in run.until(ASKED)
     run.type("e\n")
     assert run.ends() == 0
     assert "25 to alice." in run.screen
 
-    run = terminal("run", ".", "pay alice")
+
+def test_a_held_call_is_denied_with_a_reason(held: dict[str, Terminal]) -> None:
+    run = held["deny"]
     run.until(ASKED)
     run.type("d\n")
     run.until("reason")
     run.type("no receipt\n")
     run.until("denied pay: no receipt")
-    run.ends()
 
 
-def test_ctrl_c_asks_and_the_run_goes_on_or_is_stopped(terminal: Callable[..., Terminal]) -> None:
-    run = terminal("run", ".", "pay alice")
+def test_ctrl_c_asks_and_the_run_goes_on_or_is_stopped(held: dict[str, Terminal]) -> None:
+    run = held["on"]
     run.until(ASKED)
     run.type("\x03")
     run.until(r"\[y\] stop  \[d\] detach  \[Enter\] go on › ")
@@ -147,8 +164,8 @@ def test_ctrl_c_asks_and_the_run_goes_on_or_is_stopped(terminal: Callable[..., T
     assert status_of(run.folder) == "cancelled"
 
 
-def test_ctrl_c_twice_leaves_the_run_alive(terminal: Callable[..., Terminal]) -> None:
-    run = terminal("run", ".", "pay alice")
+def test_ctrl_c_twice_leaves_the_run_alive(held: dict[str, Terminal]) -> None:
+    run = held["twice"]
     run.until(ASKED)
     run.type("\x03")
     run.until(r"go on › ")
@@ -156,12 +173,6 @@ def test_ctrl_c_twice_leaves_the_run_alive(terminal: Callable[..., Terminal]) ->
     assert run.ends() == 130
     assert re.search(r"detached: run \w{16} is kept in the log; go on with it: crewline up", run.screen)
     assert status_of(run.folder) == "needs you"
-
-
-def test_no_input_asks_nothing(terminal: Callable[..., Terminal]) -> None:
-    run = terminal("run", ".", "pay alice", "--no-input")
-    assert run.ends() == 7
-    assert "[a]pprove" not in run.screen
 
 
 def test_a_chat_answers_decides_and_leaves(terminal: Callable[..., Terminal]) -> None:

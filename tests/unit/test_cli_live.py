@@ -185,7 +185,7 @@ def tokens(text: str, *, step: str = "c1:t1:s1", attempt: int = 1) -> Frame:
         ([tokens("lost"), frame(1, said("triage", text="Other words"), "c1:t1:s1")], "lost\nOther words\n"),
         ([tokens("I look"), frame(1, said("triage", ("look", "{}"), text="I look."), "c1:t1:s1"),
           tokens("12", step="c1:t1:s2"), frame(2, said("triage", text="12"), "c1:t1:s2")], "I look.\n12\n"),
-        ([tokens("\x1b[2J")], "U+001B[2J"),
+        ([tokens("\x1b[1mraw")], "\x1b[1mraw"),  # a pipe gets it to the letter
     ],
 )  # fmt: skip
 def test_an_answer_streams_and_the_record_has_the_last_word(

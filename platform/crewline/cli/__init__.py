@@ -3,7 +3,8 @@
   settings.py  the global options            output.py     stdout, stderr, JSON, tables, exit codes; logs.py
   groups.py    commands by name, lazily      text.py       durations, widths, what is safe on a terminal
   state.py     the log in the state folder   live.py, printer.py: the live view, frames to lines to stderr
-  background.py, session.py, asking.py, decide.py: one request followed, held calls decided, Ctrl-C
+  background.py, session.py, asking.py, streaming.py, decide.py, prompts.py: one request followed, Ctrl-C
+  arguments.py, runs_view.py, tailing.py, dry.py: a call, a run, a topic, a judgement, for people
 
 Then one file per command (group): check up run chat runs approvals topics tools guard market keys schema
 replay version help. `demo` and `init` stand in start.py.

@@ -17,11 +17,12 @@ from crewline import events as ev
 from crewline.cli import output as codes
 from crewline.cli.decide import Decider, Holds, held_by
 from crewline.cli.live import LiveView, summary
-from crewline.cli.output import Output, to_json, write
+from crewline.cli.output import Output, to_json
 from crewline.cli.printer import Printer
 from crewline.cli.prompts import Terminated, ask_line
 from crewline.cli.session import Session
-from crewline.cli.text import clean, duration
+from crewline.cli.streaming import Streamed
+from crewline.cli.text import duration
 from crewline.errors import BusUnavailable
 from crewline.projection import Frame
 
@@ -66,17 +67,13 @@ class Asking:
         self._session = session
         self._out = out
         self._holds = holds
-        self._streams = streams
         self._until = None if timeout_s is None else time.monotonic() + timeout_s
         self._timeout_s = timeout_s
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue()
         self._waiting: deque[Frame | BaseException | None] = deque()
         self._decider = Decider(session.client, session.background, out, holds.by)
         self._printer = Printer(out)
-        self._writing: tuple[str, int] | None = None  # the step and attempt whose text is on the screen
-        self._written = ""
-        self._said: set[str] = set()  # steps whose record has come: their late tokens are nothing new
-        self._midline = False
+        self._answer = Streamed(before=self._printer.clear) if streams else None
         self._asked: ev.CallJudged | None = None
         self.view = LiveView(verbose=out.settings.verbose)
 
@@ -136,12 +133,12 @@ class Asking:
     def _show(self, frame: Frame, handle: Handle) -> Ended | None:
         if self._out.settings.json:
             self._out.document(frame.as_json())
-        if self._streams and frame.conversation == handle.conversation and frame.stands is not False:
-            self._stream(frame)
+        if self._answer is not None and frame.conversation == handle.conversation and frame.stands is not False:
+            self._answer.take(frame)
         lines = self.view.take(frame)
         if lines and not self._out.settings.json:
-            if self._midline:
-                self._put("\n")
+            if self._answer is not None:
+                self._answer.end_line()
             self._printer.show(lines)
         if frame.stands is False:
             return None
@@ -153,36 +150,6 @@ class Asking:
         if unknown and self._holds.on_hold == "fail":
             return self._nobody(handle, self._then("crewline approvals list"))
         return None
-
-    def _stream(self, frame: Frame) -> None:
-        """Write the entry agent's text as it comes; what the record says counts, and fills up what was lost."""
-        event = frame.event
-        if isinstance(event, ev.TokensStreamed) and not event.note and event.step not in self._said:
-            self._begin(event.step, event.attempt)
-            self._written += event.text
-            self._put(clean(event.text))
-        elif isinstance(event, ev.ModelReplied):
-            text = event.refusal if event.refusal is not None else event.text
-            self._begin(frame.event_id, event.attempt, told=text)
-            if not event.calls or self._written:
-                self._put(clean(text[len(self._written) :]))
-            if self._midline:
-                self._put("\n")
-            self._said.add(frame.event_id)
-            self._writing, self._written = None, ""
-
-    def _begin(self, step: str, attempt: int, *, told: str | None = None) -> None:
-        """Start a new line for another step or attempt, or if what was written is not how the text begins."""
-        self._printer.clear()
-        if self._writing != (step, attempt) or (told is not None and not told.startswith(self._written)):
-            if self._midline:
-                self._put("\n")
-            self._writing, self._written = (step, attempt), ""
-
-    def _put(self, text: str) -> None:
-        if text:
-            write(sys.stdout, text)
-            self._midline = not text.endswith("\n")
 
     def _finished(self, frame: Frame) -> Ended:
         assert isinstance(frame.event, ev.TurnFinished)

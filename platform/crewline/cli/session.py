@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crewline.crews.running import Crew, Running
 
 CREW_FILE = "crew.yaml"
-LEAVE_S = 5.0  # how long handing over may take when a command ends; a killed crew loses nothing either
+LEAVE_S = 3.0  # how long handing over may take when a command ends; a killed crew loses nothing either
 
 
 class At(NamedTuple):
