@@ -223,7 +223,8 @@ def a_repeated_intent_is_a_new_turn(patch: Patch) -> None:
 
 def a_deadline_closes_unsafe_calls(patch: Patch) -> None:
     def dropped(call: Any, turn: Any) -> Any:
-        return real(call, turn) if call.verdict is None else real(changed(call, verdict=changed(call.verdict, safe=True)), turn)
+        after = real(changed(call, verdict=None), turn)
+        return changed(after, verdict=call.verdict)
 
     real = patch.set(conversation, "_dropped", dropped)
 
@@ -239,7 +240,7 @@ def an_approval_is_for_any_bytes(patch: Patch) -> None:
 
 
 def a_refusal_after_the_verdict_counts(patch: Patch) -> None:
-    patch.set(conversation, "_overtaken", lambda call, event: False)
+    patch.set(conversation, "_overtaken", lambda *of: False)
 
 
 def a_verdict_names_no_execution(patch: Patch) -> None:
@@ -277,7 +278,12 @@ def last_claim_wins(patch: Patch) -> None:
             return known
         return changed(known, claim="started", nonce=event.nonce, started_ms=entry.at_ms)
 
+    def run(self: Any, key: str, each: Any) -> Any:
+        claim = self._claims.get(each.id)
+        return () if claim is not None and claim.nonce != each.nonce else real(self, key, each)
+
     patch.item(pool_view._FOLDS, ev.CallStarted, started)
+    real = patch.set(ToolPool, "_run", run)
 
 
 def a_refusal_is_no_claim(patch: Patch) -> None:
@@ -316,18 +322,36 @@ def a_lost_run_is_run_again(patch: Patch) -> None:
     patch.set(ToolPool, "_settle_lost", lost)
 
 
-BUGS: Mapping[str, Callable[[Patch], None]] = {
-    plant.__name__: plant
-    for plant in (
-        own_append_counts_at_once, effects_before_catching_up, effects_in_mid_batch, owed_is_done_once_sent,
-        every_effect_is_done_once_acknowledged, snapshots_forget_what_is_pending, a_failing_store_costs_a_batch,
-        any_mark_will_do, a_lost_store_is_written_over, put_if_newer_per_key, reset_across_a_gap,
-        a_slot_is_lost_by_a_cancelled_effect, last_result_wins, a_repeated_intent_is_a_new_turn,
-        a_deadline_closes_unsafe_calls, an_approval_is_for_any_bytes, a_refusal_after_the_verdict_counts,
-        a_verdict_names_no_execution, a_nonce_survives_a_restart, last_claim_wins, a_refusal_is_no_claim,
-        an_old_claim_is_used, a_claim_is_not_read_back, a_lost_run_is_run_again,
+BUGS: Mapping[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
+    plant.__name__: (plant, trouble)
+    for plant, trouble in (
+        (own_append_counts_at_once, ("rebalance",)),
+        (effects_before_catching_up, ("crash", "restart")),
+        (effects_in_mid_batch, ("rebalance", "pause", "network")),
+        (owed_is_done_once_sent, ("crash", "restart", "network")),
+        (every_effect_is_done_once_acknowledged, ("rebalance", "repeat", "restart")),
+        (snapshots_forget_what_is_pending, ("crash", "restart")),
+        (a_failing_store_costs_a_batch, ("store", "restart")),
+        (any_mark_will_do, ("store", "rebalance", "pause")),
+        (a_lost_store_is_written_over, ("store", "restart")),
+        (put_if_newer_per_key, ("rebalance", "pause")),
+        (reset_across_a_gap, ("rebalance", "restart")),
+        (a_slot_is_lost_by_a_cancelled_effect, ("cancel", "rebalance")),
+        (last_result_wins, ("rebalance",)),
+        (a_repeated_intent_is_a_new_turn, ("repeat",)),
+        (a_deadline_closes_unsafe_calls, ("cancel",)),
+        (an_approval_is_for_any_bytes, ()),
+        (a_refusal_after_the_verdict_counts, ("clock", "rebalance")),
+        (a_verdict_names_no_execution, ("clock", "pause")),
+        (a_nonce_survives_a_restart, ("crash", "pause")),
+        (last_claim_wins, ("rebalance",)),
+        (a_refusal_is_no_claim, ("rebalance", "clock")),
+        (an_old_claim_is_used, ("pause", "rebalance", "network")),
+        (a_claim_is_not_read_back, ("rebalance",)),
+        (a_lost_run_is_run_again, ("crash",)),
     )
 }
+"""By name: how it is planted, and the kinds of trouble that bring it out soonest."""
 
 
 @contextmanager
@@ -336,7 +360,7 @@ def planted(name: str | None) -> Iterator[None]:
     patch = Patch()
     try:
         if name is not None:
-            BUGS[name](patch)
+            BUGS[name][0](patch)
         yield
     finally:
         patch.undo()

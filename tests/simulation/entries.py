@@ -117,6 +117,7 @@ class Talk:
         fields: dict[str, Any] = {
             "call": call.id, "judgement": call.judgement, "execution": call.execution, "conversation": self.key,
             "agent": self.turn.agent, "tool": call.name, "pool": pool, "safe": safe, "decision": decision,
+            "effect": "read" if safe else "destructive",
             "args_sha256": sha256_of(final), "arguments": arguments,
         }
         if decision == "require_approval":
@@ -138,6 +139,9 @@ class Talk:
                   id: str | None = None, execution: int | None = None, fix: dict[str, Any] | None = None) -> bool:
         call = self.call(k)
         number = execution or call.execution
+        if code == "guard.unavailable":
+            fix = fix or {"judgement": call.judgement}
+            self.now_ms = max(self.now_ms, call.since_ms + int(self.turn.limits.guard_s * 1000))
         final = outcome in ("ok", "error", "revoked") or (outcome == "refused" and code != "verdict.expired")
         own = f"{call.id}:x{number}" + ("" if final else f":{outcome}")
         return self.put(ev.CallCompleted(call.id, number, outcome, output, code, fix), id or own, by=by)
@@ -162,10 +166,13 @@ class Talk:
         return self.put(event, self.call(k).execution_id, by=by)
 
     def cancel(self, *, turn: int | None = None, intent: str | None = None, who: str = "ann") -> bool:
+        if turn is None and intent is None and self.state.turn is not None:
+            turn = self.turn.number
         return self.put(ev.CancelRequested(turn, intent, who), f"cancel-{len(self.entries)}")
 
     def deadline(self) -> bool:
         event = ev.CancelRequested(turn=self.turn.number, by="deadline")
+        self.now_ms = max(self.now_ms, self.turn.deadline_ms)
         return self.put(event, f"{turn_id(self.key, self.turn.number)}:deadline")
 
     def finished(self, status: Any = "done", answer: Any = None, *, turn: int | None = None) -> bool:

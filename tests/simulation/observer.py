@@ -76,10 +76,13 @@ class Observer:
 
     def __call__(self, record: Record) -> None:
         self.records += 1
-        if record.topic == self.topic:
-            self._conversation(record)
-        elif ".tools." in record.topic:
-            self._pool(record)
+        try:
+            if record.topic == self.topic:
+                self._conversation(record)
+            elif ".tools." in record.topic:
+                self._pool(record)
+        except Exception as error:
+            self.wrong.append(f"the fold raised {error!r} at {record.topic} {record.partition}@{record.offset}")
 
     # --- folding -------------------------------------------------------------------------------
 

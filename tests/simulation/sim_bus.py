@@ -20,9 +20,11 @@ from typing import Any
 
 from crewline.bus.base import Assigned, Batch, GroupLag, Message, Position, Record, Revoked, Tail, TopicInfo
 from crewline.errors import BusUnavailable, OffsetOutOfRange, UnknownTopic
+from crewline.events import header
 from crewline.topics import TopicSpec, partition_of
 from virtual_loop import Gone, Process, VirtualLoop
 
+RACED = ("call.started", "call.refused", "model.replied", "call.judged")
 EPOCH_MS = 1_700_000_000_000
 
 
@@ -118,19 +120,20 @@ class Broker:
             group.members.remove(member)
             self.rebalance(group)
 
-    def rebalance(self, group: _Group) -> None:
-        """Hand the partitions out anew. Their owners learn of it at their next poll."""
+    def rebalance(self, group: _Group, *, moving: bool = False) -> None:
+        """Hand the partitions out anew (`moving`: to others if there are any). Owners learn of it at their next poll."""
         members = list(group.members)
         before = dict(group.owners)
         group.owners.clear()
         if members:
             for partition in range(len(self.logs[group.topic])):
                 kept = before.get(partition)
-                keep = kept in members and self.rng.random() < 0.5
-                group.owners[partition] = kept if keep and kept is not None else self.rng.choice(members)
+                keep = kept in members and not moving and self.rng.random() < 0.5
+                others = [member for member in members if member is not kept] if moving else members
+                group.owners[partition] = kept if keep and kept is not None else self.rng.choice(others or members)
         for member in members:
             if self.faults.blind and any(group.owners[partition] is not member for partition in member.owned):
-                blind_s = self.rng.choice([0.0, 0.0, 0.5, 5.0, 30.0])
+                blind_s = self.rng.choice([0.0, 0.5, 10.0, 60.0])
                 member.blind_until = self.loop.time() + blind_s
                 self.loop.at(blind_s, member.wake)
             member.wake()
@@ -329,7 +332,7 @@ class SimBus:
             if own == "late":
                 loop.at(broker.rng.uniform(0.1, 40.0), self._write_late, message)
                 own = "refused"
-            due = max(self._due.get(where, 0.0), loop.time() + self._delay_s())
+            due = max(self._due.get(where, 0.0), loop.time() + self._delay_s(message))
             self._due[where] = due
             self._queues.setdefault(where, deque()).append((call, index, message, own))
             loop.at(due - loop.time(), self._arrive, where)
@@ -346,8 +349,10 @@ class SimBus:
                 return name
         return "ok"
 
-    def _delay_s(self) -> float:
+    def _delay_s(self, message: Message) -> float:
         faults, rng = self.broker.faults, self.broker.rng
+        if faults.blind and rng.random() < 0.4 and header(message.headers, "ce_type") in RACED:
+            return rng.choice([0.05, 0.5, 4.0, 6.0])  # long enough for the other owner to write the same
         if faults.on and rng.random() < faults.slow:
             return rng.uniform(0.1, faults.slow_s)
         return rng.uniform(0.001, 0.01)

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -185,9 +186,9 @@ class Simulation:
 
     def _begin(self) -> None:
         rng = self.rng
-        count = rng.choice([1, 2, 2, 3])
+        count = rng.choice([2, 3] if "rebalance" in self.trouble else [1, 2, 2, 3])
         for _ in range(count):
-            self.boot(tuple(role for role in ROLES if count == 1 or rng.random() < 0.75))
+            self.boot(tuple(role for role in ROLES if count == 1 or rng.random() < 0.8))
         self._complete()
         for key in KEYS[: rng.choice([1, 2, 3])]:
             for _ in range(rng.choice([1, 1, 2, 3])):
@@ -473,12 +474,11 @@ class Simulation:
         if self.trouble_over or record.topic != self.topics.tools("main") or rng.random() > 0.4:
             return
         kind = header(record.headers, "ce_type")
-        if kind == "call.requested":
-            if "cancel" in self.trouble and rng.random() < 0.5:
-                self.loop.at(rng.choice([0.0, 0.005, 0.02, 0.1]), self._cancel, record.key.decode())
-            if "rebalance" in self.trouble and rng.random() < 0.5:
-                group = self.broker.groups[record.topic, f"{CREW}.pool"]
-                self.loop.at(rng.choice([0.0, 0.0, 0.005]), self.broker.rebalance, group)
+        if "rebalance" in self.trouble and kind == "call.requested":
+            group = self.broker.groups[record.topic, f"{CREW}.pool"]
+            self.loop.at(rng.choice([0.0, 0.0, 0.005]), partial(self.broker.rebalance, group, moving=True))
+        if kind == "call.requested" and "cancel" in self.trouble and rng.random() < 0.5:
+            self.loop.at(rng.choice([0.0, 0.005, 0.02, 0.1]), self._cancel, record.key.decode())
         machine = next((each for each in self.machines if each.process is self.broker.writers[record[:3]]), None)
         if kind in ("call.started", "call.done") and machine is not None and machine.process.state == "running":
             kinds = [each for each in ("crash", "pause") if each in self.trouble]

@@ -1,0 +1,81 @@
+"""Run schedules for a while, or one of them again.
+
+    python tests/simulation/run.py --seconds 60              seeds 0, 1, 2, …
+    python tests/simulation/run.py --seed 1234               this one alone, with its log
+    python tests/simulation/run.py --bug last_claim_wins     with a planted bug: it must be found
+
+The last line is JSON: {"schedules", "per_minute", "failures", "seed"} (`seed`: the first that failed, or null).
+The exit code is 1 if a schedule failed; with --bug, if none did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bugs import BUGS, planted
+from world import Simulation
+
+PROGRESS_S = 5.0
+TRACE_LINES_MAX = 400
+
+
+def show(seed: int, *, trouble: tuple[str, ...] | None) -> bool:
+    """Run one schedule and print its log; return whether all held."""
+    simulation = Simulation(seed, trouble=trouble)
+    result = simulation.run()
+    for number, line in enumerate(simulation.trace()):
+        if number < TRACE_LINES_MAX:
+            print(line[:240])
+    for wrong in result.wrong:
+        print(f"WRONG: {wrong[:2_000]}")
+    print(f"again: SEED={seed}  (python tests/simulation/run.py --seed {seed})")
+    return not result.wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--count", type=int, default=None, help="at most so many schedules")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, default=None, help="only this one, with its log")
+    parser.add_argument("--bug", choices=sorted(BUGS), default=None)
+    options = parser.parse_args()
+    trouble = BUGS[options.bug][1] if options.bug else None
+    with planted(options.bug):
+        if options.seed is not None:
+            return int(show(options.seed, trouble=trouble) is bool(options.bug))
+        return search(options, trouble)
+
+
+def search(options: argparse.Namespace, trouble: tuple[str, ...] | None) -> int:
+    began = said = time.monotonic()
+    seed, failed = options.first, []
+    while time.monotonic() - began < options.seconds and (options.count is None or seed - options.first < options.count):
+        result = Simulation(seed, trouble=trouble).run()
+        if result.wrong:
+            failed.append(seed)
+            print(f"seed {seed}: {result.wrong[0][:300]}", flush=True)
+            if options.bug:
+                break
+        seed += 1
+        if time.monotonic() - said > PROGRESS_S:
+            said = time.monotonic()
+            print(f"{seed - options.first:,} schedules, {len(failed)} failed", flush=True)
+    took_s = time.monotonic() - began
+    if failed:
+        show(failed[0], trouble=trouble)
+    print(json.dumps({
+        "schedules": seed - options.first, "per_minute": round((seed - options.first) / took_s * 60),
+        "failures": len(failed), "seed": failed[0] if failed else None,
+    }))
+    return int(bool(failed) is not bool(options.bug))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
