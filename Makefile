@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check test test-fast simulate bench schema golden lock
+.PHONY: help venv check test test-fast test-kafka simulate bench schema golden lock
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -32,6 +32,14 @@ test: $(READY)  ## every test
 
 test-fast: $(READY)  ## unit and contract tests: no services, seconds
 	$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
+
+KAFKA_PORT ?= 19092
+KAFKA_DIR ?= .crewline/kafka-test
+
+test-kafka: $(READY)  ## the bus's contract on a real broker, started and stopped here (Java 17; Maven the first time)
+	@trap 'scripts/kafka stop --dir $(KAFKA_DIR)' EXIT; \
+	scripts/kafka start --port $(KAFKA_PORT) --dir $(KAFKA_DIR) && \
+	CREWLINE_TEST_KAFKA=127.0.0.1:$(KAFKA_PORT) $(BIN)/python -m pytest tests/contract/test_bus.py -k kafka $(ARGS)
 
 simulate: $(READY)  ## seeded simulations of crashes, repeats and zombies (ARGS for pytest)
 	$(BIN)/python -m pytest tests/simulation $(ARGS)

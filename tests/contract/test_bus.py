@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,21 +19,47 @@ WAIT_S = 10.0
 Open = Callable[[], Awaitable[Bus]]
 
 
-@pytest.fixture(params=["sqlite"])
+# HOST:PORT of a broker that nobody else uses: every topic is deleted before each test (`make test-kafka`).
+KAFKA = os.environ.get("CREWLINE_TEST_KAFKA")
+
+
+@pytest.fixture(params=["sqlite", *(["kafka"] if KAFKA else [])])
 async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
     """Opens the same bus again and again, as several processes would."""
     buses: list[Bus] = []
+    if request.param == "kafka":
+        await delete_topics()
 
     async def opener() -> Bus:
-        assert request.param == "sqlite"
-        from crewline.bus.sqlite import open_bus
+        if request.param == "kafka":
+            from crewline.bus.kafka import open_bus as open_kafka
 
-        buses.append(await open_bus(tmp_path))
+            buses.append(await open_kafka(f"kafka://{KAFKA}"))
+        else:
+            from crewline.bus.sqlite import open_bus
+
+            buses.append(await open_bus(tmp_path))
         return buses[-1]
 
     yield opener
     for bus in buses:
         await bus.close()
+
+
+async def delete_topics() -> None:
+    """Leave the broker as if it were new."""
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    assert KAFKA
+    admin = AIOKafkaAdminClient(bootstrap_servers=KAFKA)
+    await admin.start()
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while topics := [topic for topic in await admin.list_topics() if not topic.startswith("__")]:
+                await admin.delete_topics(topics)
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
 
 
 @pytest.fixture
@@ -122,7 +149,7 @@ async def test_creating_topics_again_with_the_same_settings_changes_nothing(bus:
     info = (await bus.topics())[TOPIC]
     assert info.spec == TopicSpec(TOPIC, PARTITIONS)
     assert sum(info.ends.values()) == 1
-    assert info.bytes == len("one")
+    assert info.bytes >= len("one")  # a broker tells what is on its disk, envelopes included
     assert await bus.partitions(TOPIC) == PARTITIONS
 
 

@@ -1,0 +1,227 @@
+"""Single requests to the brokers, and aiokafka's errors in our words.
+
+One client for all of a bus's questions. It is not a consumer's: a broker answers the requests of one
+connection in turn, and a consumer's fetch may be held for 100 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from aiokafka import errors as kafka
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
+
+from crewline.bus.base import Batch, Record
+from crewline.bus.kafka_options import KafkaOptions, ms
+from crewline.errors import BusError, BusUnavailable, OffsetOutOfRange, RecordTooLarge, UnknownTopic
+
+T = TypeVar("T")
+END, BEGIN = -1, -2  # ListOffsets' names for them
+NOT_ALLOWED = (
+    kafka.TopicAuthorizationFailedError, kafka.GroupAuthorizationFailedError,
+    kafka.ClusterAuthorizationFailedError, kafka.TransactionalIdAuthorizationFailed,
+)  # fmt: skip
+
+
+def in_our_words(error: BaseException, options: KafkaOptions, doing: str) -> BusError:
+    """Return what became of `doing` as one of our errors."""
+    where = f"Kafka at {', '.join(options.servers)} ({options.tried})"
+    if isinstance(error, BusError):
+        return error
+    if isinstance(error, kafka.UnknownTopicOrPartitionError):
+        return UnknownTopic(f"{doing}: {where} has no such topic or partition")
+    if isinstance(error, kafka.MessageSizeTooLargeError):
+        return RecordTooLarge(f"{doing}: the broker takes no record of that size (`max.message.bytes` of the topic)")
+    if isinstance(error, NOT_ALLOWED):
+        return BusUnavailable(f"{doing}: not allowed by {where}: {type(error).__name__}", hint="ask for the missing ACL")
+    if isinstance(error, TimeoutError):
+        return BusUnavailable(f"{doing}: no answer in time from {where}")
+    return BusUnavailable(f"{doing}: {where}: {str(error) or type(error).__name__}")
+
+
+def out_of_range(topic: str, partition: int, start: int, begin: int, end: int) -> OffsetOutOfRange:
+    """Return the error that says which offsets there are."""
+    return OffsetOutOfRange(
+        f"{topic} partition {partition} has offsets {begin} to {end}, not {start}: "
+        + ("older records are gone (retention)" if start < begin else "is this the log that was read before?")
+    )
+
+
+def record_of(raw: Any) -> Record:
+    """Return aiokafka's record as ours. Others may write a record without key, or a header without value."""
+    headers = raw.headers
+    for _, value in headers:
+        if value is None:
+            headers = tuple((name, value or b"") for name, value in headers)
+            break
+    return Record(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key or b"", raw.value, tuple(headers))
+
+
+class Wire:
+    """Asks the brokers, again after what passes, until `request_s_max`."""
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self.options = options
+        self.client = AIOKafkaClient(**options.client(), request_timeout_ms=ms(options.request_s_max))
+
+    @property
+    def cluster(self) -> Any:
+        return self.client.cluster
+
+    async def open(self) -> None:
+        """Connect. Raises: BusUnavailable."""
+        await self.retrying("connecting", self.client.bootstrap)
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(self.options.stop_s_max):
+                await self.client.close()
+        except TimeoutError:
+            return
+
+    async def retrying(self, doing: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return what `ask` returns; ask again after errors that pass. Raises: BusError."""
+        try:
+            async with asyncio.timeout(self.options.request_s_max):
+                while True:
+                    try:
+                        return await ask()
+                    except kafka.KafkaError as error:
+                        if not error.retriable:
+                            raise in_our_words(error, self.options, doing) from error
+                    await self.refresh()
+                    await asyncio.sleep(self.options.retry_s)
+        except TimeoutError as error:
+            raise in_our_words(error, self.options, doing) from error
+
+    async def refresh(self) -> None:
+        """Learn anew which topics there are and who leads them."""
+        await self.client.force_metadata_update()
+
+    # --- topics --------------------------------------------------------------------------------
+
+    def known_partitions(self, topic: str) -> int | None:
+        """Return the number of partitions as far as it is known here."""
+        found = self.cluster.partitions_for_topic(topic)
+        return len(found) if found else None
+
+    async def partitions(self, topic: str) -> int:
+        """Return the number of partitions, asking if it is not known. Raises: UnknownTopic, BusUnavailable."""
+        count = self.known_partitions(topic)
+        for _ in range(2):  # the first may join an update that was asked for before the topic was made
+            if count is None:
+                await self._look_for(topic)
+                count = self.known_partitions(topic)
+        if count is None:
+            known = ", ".join(sorted(self.cluster.topics())) or "none"
+            raise UnknownTopic(f"there is no topic {topic!r}; create it (`crewline up` does). Topics: {known}")
+        return count
+
+    async def _look_for(self, topic: str) -> None:
+        doing = f"looking for topic {topic!r}"
+        try:
+            async with asyncio.timeout(self.options.request_s_max):
+                if not await self.client.force_metadata_update():
+                    raise in_our_words(ConnectionError("no broker answers"), self.options, doing)
+        except TimeoutError as error:
+            raise in_our_words(error, self.options, doing) from error
+
+    # --- offsets -------------------------------------------------------------------------------
+
+    async def offsets(self, topic: str) -> tuple[dict[int, int], dict[int, int]]:
+        """Return (beginning, end) by partition. Raises: UnknownTopic, BusUnavailable."""
+        count = await self.partitions(topic)
+        wanted = [TopicPartition(topic, number) for number in range(count)]
+        begins, ends = await self.offsets_of(wanted)
+        return {tp.partition: begins[tp] for tp in wanted}, {tp.partition: ends[tp] for tp in wanted}
+
+    async def offsets_of(self, wanted: Collection[Any]) -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+        """Return (beginning, end) of each of `wanted`, any topics."""
+
+        async def ask() -> tuple[Mapping[Any, int], Mapping[Any, int]]:
+            begins, ends = await asyncio.gather(self._list_offsets(wanted, BEGIN), self._list_offsets(wanted, END))
+            return begins, ends
+
+        return await self.retrying("asking for offsets", ask)
+
+    async def _list_offsets(self, wanted: Iterable[Any], which: int) -> dict[Any, int]:
+        by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for tp in wanted:
+            by_node[self._leader(tp)][tp.topic].append((tp.partition, which))
+        answers = await asyncio.gather(
+            *(self.client.send(node, OffsetRequest(-1, READ_COMMITTED, list(topics.items())))
+              for node, topics in by_node.items())
+        )  # fmt: skip
+        found = {}
+        for answer in answers:
+            for topic, partitions in answer.topics:
+                for number, code, *_, offset in partitions:
+                    _raise(code)
+                    found[TopicPartition(topic, number)] = offset
+        return found
+
+    def _leader(self, tp: Any) -> int:
+        node = self.cluster.leader_for_partition(tp)
+        if node is None or node == -1:
+            raise kafka.LeaderNotAvailableError(tp)
+        return int(node)
+
+    # --- records -------------------------------------------------------------------------------
+
+    async def read(self, topic: str, partition: int, start: int, records_max: int) -> Batch:
+        """Return records from `start` on, without waiting. Raises: UnknownTopic, OffsetOutOfRange, BusUnavailable."""
+        count = await self.partitions(topic)
+        if not 0 <= partition < count:
+            raise UnknownTopic(f"topic {topic!r} has no partition {partition}; it has 0 to {count - 1}")
+        at = start
+        doing = f"reading {topic} partition {partition}"
+        while True:
+            try:
+                batch = await self.retrying(doing, partial(self._fetch, topic, partition, at, records_max))
+            except _OutOfRange:
+                begins, ends = await self.offsets(topic)
+                raise out_of_range(topic, partition, start, begins[partition], ends[partition]) from None
+            if batch.records or batch.next_offset >= batch.end or batch.next_offset == at:
+                return batch
+            at = batch.next_offset  # markers, or records that compaction took away
+
+    async def _fetch(self, topic: str, partition: int, start: int, records_max: int) -> Batch:
+        if start < 0:
+            raise _OutOfRange
+        tp = TopicPartition(topic, partition)
+        # One record's batch comes whole, whatever the limit.
+        bytes_max = self.options.partition_bytes_max if records_max > 1 else 16 << 10
+        request = FetchRequest(0, 0, bytes_max, READ_COMMITTED, [(topic, [(partition, start, bytes_max)])])
+        answer = await self.client.send(self._leader(tp), request)
+        [(_, [(_, code, _, stable_end, *rest)])] = answer.topics
+        if code == kafka.OffsetOutOfRangeError.errno:
+            raise _OutOfRange
+        _raise(code)
+        aborted = rest[1] if answer.API_VERSION >= 11 else rest[-2]
+        raw = PartitionRecords(tp, MemoryRecords(rest[-1]), aborted, start, None, None, True, READ_COMMITTED)
+        records = []
+        for each in raw:
+            records.append(record_of(each))
+            if len(records) >= records_max:
+                break
+        # Past the last record: what follows it in its batch may be gone.
+        return Batch(topic, partition, records, raw.next_fetch_offset, max(stable_end, raw.next_fetch_offset))
+
+
+class _OutOfRange(Exception):
+    """The broker has no such offset."""
+
+
+def _raise(code: int) -> None:
+    error = kafka.for_code(code)
+    if error is not kafka.NoError:
+        raise error()
