@@ -391,13 +391,17 @@ def answer_of(frame: Frame) -> Answer:
 
 
 async def open_address(address: str) -> Bus:
-    """Open the bus at `embedded:DIR`. Raises: UsageError for another kind of address."""
+    """Open the bus at `embedded:DIR` or `kafka://HOST:PORT[,HOST:PORT]`. Raises: UsageError for another address."""
     kind, _, rest = address.partition(":")
     if kind == "embedded" and rest:
         from crewline.bus.sqlite import open_bus
 
         return await open_bus(Path(rest))
-    raise UsageError(f"bus address {address!r}: expected embedded:DIR")
+    if kind == "kafka":
+        from crewline.bus.kafka import open_bus as open_kafka
+
+        return await open_kafka(address)
+    raise UsageError(f"bus address {address!r}: expected embedded:DIR or kafka://HOST:PORT")
 
 
 def load_keyring(bus: Bus | str, keys: Keyring | Path | None) -> Keyring:
