@@ -252,9 +252,22 @@ class Client:
         )
 
     async def cancel(self, conversation: str, *, by: str, intent: str | None = None) -> None:
-        """Ask for the conversation's turn (or one queued intent) to be stopped."""
+        """Ask for the conversation's turn (or the turn of `intent`) to be stopped.
+
+        Raises: NotFound if the conversation has no turn under way and no intent waiting.
+        """
         await self._open()
         event = ev.CancelRequested(intent=intent, by=by)
+        if intent is None:
+            # It names what it stops: repeated, it stops nothing else.
+            state = (await self.projection()).states.get(conversation)
+            if state is None or (state.turn is None and not state.queue):
+                raise NotFound(f"nothing is under way in conversation {conversation}", hint="crewline runs list")
+            event = ev.CancelRequested(
+                turn=state.turn.number if state.turn is not None else None,
+                intent=None if state.turn is not None else state.queue[0].id,
+                by=by,
+            )
         await self._append(
             self._scribe.message(self.topics.conversations, conversation, event, id=new_id(), run=intent or conversation)
         )
@@ -288,14 +301,13 @@ class Client:
         try:
             await asyncio.gather(*(read(tail) for tail in tails))
         except CrewlineError as error:
-            for handle in [each for handles in self._handles.values() for each in handles]:
-                handle.give(error)
+            self.fail(error)
         finally:
             for tail in tails:
                 await tail.close()
 
     def _dispatch(self, record: Record) -> None:
-        is_end = ev.header(record.headers, "ce_type") == ev.TurnFinished.TYPE
+        is_end = ev.header(record.headers, "ce_type") in (ev.TurnFinished.TYPE, ev.RecordRejected.TYPE)
         if not is_end and not self._followed:
             return
         run = ev.header(record.headers, "ce_correlationid") or ""
@@ -308,8 +320,23 @@ class Client:
             frame = frame_of(record, stands=False)  # forged or unreadable: shown, never an answer
         if isinstance(frame.event, ev.TurnFinished):
             followers += self._handles.get(frame.event.intent, ())
+        if isinstance(frame.event, ev.RecordRejected):
+            self._refused(frame.event, record.topic)
         for handle in dict.fromkeys(followers):
             handle.give(frame)
+
+
+    def _refused(self, rejected: ev.RecordRejected, topic: str) -> None:
+        """Tell the handle whose intent was rejected, and all of a conversation that ended there."""
+        at = Position(topic, rejected.partition, rejected.offset)
+        for handle in [each for handles in self._handles.values() for each in handles]:
+            if handle.position == at:
+                handle.give(RunFailed(rejected.say, reason_code=rejected.code, run=handle.intent))
+
+    def fail(self, error: CrewlineError) -> None:
+        """Give up on every answer that is waited for: whoever would write it is gone."""
+        for handle in [each for handles in self._handles.values() for each in handles]:
+            handle.give(error)
 
 
 class Handle:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 from crewline_agents.base import ChatMessage
+from crewline_tools.base import BUILTIN_POOL
 from msgspec.structs import replace
 
 from crewline import events as ev
@@ -30,9 +31,15 @@ from crewline.seal import DEPLOYMENT
 FOLD_VERSION = 1
 SNAPSHOT_VERSION = 1
 FINISHED_MAX = 512  # ids of finished intents that are remembered, so that a repeat is the same intent
-QUEUE_MAX = 1_000
+QUEUE_MAX = 100
+QUEUE_BYTES_MAX = 2_000_000
+REJECTED_MAX = 100  # rejections that wait to be said; a flood beyond that is not said one by one
+SAY_MAX = 500  # characters
+NAME_BYTES_MAX = 1_024  # of what an intent names: where its answer goes
+UNSEALED = "unsealed:"  # in front of the ids of intents that nobody vouches for
 KEPT_TEXT_MAX = 4_000  # characters of a tool's output kept in the history of finished turns
 EXPIRIES_MAX = 3
+GIVEN_UP = "call.unknown"  # the code of a call of which nobody will say whether it ran
 
 CallStatus = Literal["judging", "held", "granted", "unknown", "closed"]
 
@@ -48,6 +55,7 @@ class Queued(State, frozen=True):
     run: str
     intent: ev.IntentPublished
     at_ms: int
+    size: int = 0
     cancelled_by: str | None = None
 
 
@@ -94,8 +102,10 @@ class Call(State, frozen=True):
     outcome: ev.CallCompleted | None = None
 
     @property
-    def unsafe(self) -> bool:
-        return self.verdict is not None and not self.verdict.safe
+    def may_change(self) -> bool:
+        """Whether its pool may change something with it: it is requested there, and no mere read."""
+        verdict = self.verdict
+        return verdict is not None and verdict.pool != BUILTIN_POOL and verdict.effect != "read"
 
     @property
     def execution_id(self) -> str:
@@ -157,6 +167,7 @@ class Past(State, frozen=True):
 
     number: int
     messages: tuple[ChatMessage, ...]
+    origin: str = "user"
 
 
 class Rejected(State, frozen=True):
@@ -180,6 +191,10 @@ class Conversation(State, frozen=True):
     turns: int = 0
     # (agent that intents name, agent the conversation was handed over to)
     handed: tuple[str, str] | None = None
+    # A sealed intent was published here: unsealed ones are refused from then on.
+    owned: bool = False
+    # The most turns that any agent here wants to see; one who wants fewer takes nothing from the others.
+    kept: int = 0
     turn: Turn | None = None
     queue: tuple[Queued, ...] = ()
     history: tuple[Past, ...] = ()
@@ -230,6 +245,8 @@ def stands(state: Conversation, entry: Entry) -> bool:
 def take(state: Conversation, entry: Entry) -> Step:
     """Return what `entry` does to `state`. Raises: UnknownEvent if it needs a newer fold."""
     if state.parked is not None and not isinstance(entry.event, ev.RecordRejected):
+        if isinstance(entry.event, ev.IntentPublished):
+            return Step(reject(state, entry.record, "conversation.parked", state.parked, parks=False), False)
         return Step(state, False)
     rule = _FOLDS.get(type(entry.event))
     after = rule(state, entry, entry.event) if rule is not None else None
@@ -246,20 +263,42 @@ def _forged(state: Conversation, entry: Entry, say: str) -> Conversation:
 
 
 def _intent(state: Conversation, entry: Entry, event: ev.IntentPublished) -> Conversation | None:
-    if entry.sealed_by != DEPLOYMENT:
-        event = replace(event, user=None, origin=ev.Origin("untrusted"), grant=None)
-    if any(queued.id == entry.id for queued in state.queue) or (state.turn and state.turn.intent == entry.id):
+    sealed = entry.sealed_by == DEPLOYMENT
+    id, run = entry.id, entry.run
+    if not sealed:
+        # Nobody vouches for it: no user, ids of their own, so that it takes no sealed intent's place.
+        event = replace(event, user=None, origin=ev.Origin("untrusted"))
+        id = run = UNSEALED + entry.id
+    if any(queued.id == id for queued in state.queue) or (state.turn and state.turn.intent == id):
         return None  # its answer is still to come, for every asker
     for done in state.finished:
-        if done.intent == entry.id:
+        if done.intent == id:
             return None if done in state.again else replace(state, again=(*state.again, done))
-    if (event.agent is None) == (event.capability is None):
-        say = "an intent names exactly one of `agent` and `capability`"
-        return reject(state, entry.record, "intent.invalid", say, parks=False)
-    if len(state.queue) >= QUEUE_MAX:
-        say = f"{QUEUE_MAX} intents are waiting in this conversation already; ask again later"
+    problem = _problem_of(event) or ("the conversation belongs to somebody" if state.owned and not sealed else None)
+    if problem is not None:
+        return reject(state, entry.record, "intent.invalid", problem, parks=False)
+    size = len(entry.record.value or b"")
+    if len(state.queue) >= QUEUE_MAX or size + sum(queued.size for queued in state.queue) > QUEUE_BYTES_MAX:
+        say = f"{len(state.queue)} intents are waiting in this conversation already; ask again later"
         return reject(state, entry.record, "queue.full", say, parks=False)
-    return replace(state, queue=(*state.queue, Queued(entry.id, entry.run, event, entry.at_ms)))
+    queue = (*state.queue, Queued(id, run, event, entry.at_ms, size))
+    return replace(state, queue=queue, owned=state.owned or sealed)
+
+
+def _problem_of(event: ev.IntentPublished) -> str | None:
+    """Return what is wrong with an intent, or None."""
+    if (event.agent is None) == (event.capability is None):
+        return "an intent names exactly one of `agent` and `capability`"
+    if event.deadline_ms is not None and event.deadline_ms <= 0:
+        return "a deadline is in Unix milliseconds, above 0"
+    to = event.reply_to
+    if to is None:
+        return None
+    if not to.topic.endswith(".conversations"):
+        return "an answer goes to a `.conversations` topic"
+    if any(len(name.encode()) > NAME_BYTES_MAX for name in (to.topic, to.key, to.effect, to.token)):
+        return f"a part of `reply_to` is longer than {NAME_BYTES_MAX:,} bytes"
+    return None
 
 
 def _turn_started(state: Conversation, entry: Entry, event: ev.TurnStarted) -> Conversation | None:
@@ -404,13 +443,14 @@ def _call_completed(state: Conversation, entry: Entry, event: ev.CallCompleted) 
     pool = call.verdict.pool if call.verdict else None
     if entry.sealed_by != DEPLOYMENT and (entry.sealed_by != f"pool/{pool}" or call.status not in ("granted", "unknown")):
         return _forged(state, entry, f"{entry.sealed_by} was not asked to run call {event.call}")
-    if entry.sealed_by == DEPLOYMENT and _overtaken(call, event):
+    if entry.sealed_by == DEPLOYMENT and _overtaken(state, call, entry, event):
         return None
     final = event.outcome in ("ok", "error", "revoked") or (event.outcome == "refused" and event.code != "verdict.expired")
     if entry.id != (call.execution_id if final else f"{call.execution_id}:{event.outcome}"):
         return None
     if final:
-        return _close(state, call, event)
+        closed = _close(state, call, event)
+        return _charged(closed, call.chosen.grant) if event.code == "delegation.deadline" and call.chosen else closed
     if call.status != "granted":
         return None
     if event.outcome == "unknown":
@@ -422,10 +462,22 @@ def _call_completed(state: Conversation, entry: Entry, event: ev.CallCompleted) 
     return _put(state, _next_execution(call, entry.at_ms, expiries))
 
 
-def _overtaken(call: Call, event: ev.CallCompleted) -> bool:
+def _charged(state: Conversation, grant: ev.Grant) -> Conversation:
+    """Charge all of a grant: what a late child has used of it, nobody will say."""
+    assert state.turn is not None
+    spent = ev.Spent(0, grant.tool_calls or 0, grant.tokens or 0, 0, grant.cost_usd or 0.0)
+    return replace(state, turn=_within_budget(replace(state.turn, spent=state.turn.spent.plus(spent))))
+
+
+def _overtaken(state: Conversation, call: Call, entry: Entry, event: ev.CallCompleted) -> bool:
     """The worker gave up waiting, but what it waited for stands before that: the call may be running by now."""
     if event.code == "guard.unavailable":
-        return call.status != "judging"
+        assert state.turn is not None
+        due_ms = call.since_ms + int(state.turn.limits.guard_s * 1000)
+        other = (event.fix or {}).get("judgement") != call.judgement
+        return call.status != "judging" or other or entry.at_ms < due_ms
+    if call.verdict is not None and call.verdict.pool != BUILTIN_POOL:
+        return True  # at a pool: its claims decide, the worker alone closes nothing
     return call.chosen is not None and event.code != "delegation.deadline"
 
 
@@ -453,7 +505,7 @@ def _call_resolved(state: Conversation, entry: Entry, event: ev.CallResolved) ->
     if event.resolution == "ran":
         return _close(state, call, ev.CallCompleted(event.call, call.execution, "ok", event.output))
     say = f"Nobody can say whether it ran; {event.by} gave up on it."
-    return _close(state, call, ev.CallCompleted(event.call, call.execution, "error", say, "call.unknown"))
+    return _close(state, call, ev.CallCompleted(event.call, call.execution, "error", say, GIVEN_UP))
 
 
 def _delegation_chosen(state: Conversation, entry: Entry, event: ev.DelegationChosen) -> Conversation | None:
@@ -482,13 +534,15 @@ def _intent_answered(state: Conversation, entry: Entry, event: ev.IntentAnswered
             )
             closed = _close(state, call, outcome)
             assert closed.turn is not None
-            spent = closed.turn.spent.plus(event.spent)
+            spent = closed.turn.spent.plus(event.spent.within(call.chosen.grant))
             return replace(closed, turn=_within_budget(replace(closed.turn, spent=spent)))
     return None
 
 
 def _cancel_requested(state: Conversation, entry: Entry, event: ev.CancelRequested) -> Conversation | None:
     turn = state.turn
+    if event.intent is None and event.turn is None:
+        return None  # it would stop whatever turn it meets: a repeat of it the next one
     if event.intent is not None and (known := [queued for queued in state.queue if queued.id == event.intent]):
         if known[0].cancelled_by is not None:
             return None
@@ -501,6 +555,8 @@ def _cancel_requested(state: Conversation, entry: Entry, event: ev.CancelRequest
     if event.intent not in (None, turn.intent) or event.turn not in (None, turn.number):
         return None
     if event.by == "deadline":
+        if turn.paused_since_ms is not None or entry.at_ms < turn.deadline_ms:
+            return None  # a stale owner's, or one whose clock is ahead
         say = f"The turn did not end within its time ({describe(state)})."
         return replace(state, turn=replace(turn, failing=ev.Reason("deadline", say)))
     return replace(state, turn=replace(turn, cancelled_by=event.by or "somebody"))
@@ -520,12 +576,14 @@ def _turn_finished(state: Conversation, entry: Entry, event: ev.TurnFinished) ->
     if turn.asked.reply_to is not None:
         to = turn.asked.reply_to
         owed = Owed(to, turn.run, ev.IntentAnswered(to.token, event.status, event.answer, event.reason, event.spent))
-    kept = turn.limits.history
-    history = (*state.history, Past(turn.number, _kept(turn, event)))[-kept:] if kept else ()
+    kept = max(state.kept, turn.limits.history)
+    past = Past(turn.number, _kept(turn, event), turn.asked.origin.kind)
+    history = (*state.history, past)[-kept:] if kept else ()
     return replace(
         state,
         turn=None,
         history=history,
+        kept=kept,
         finished=(*state.finished, done)[-FINISHED_MAX:],
         owed=owed,
         handed=(turn.entry, turn.agent) if turn.agent != turn.entry else None,
@@ -573,8 +631,10 @@ _FOLDS: dict[type[ev.Event], _Fold] = {
 
 def reject(state: Conversation, record: Record, code: str, say: str, *, parks: bool) -> Conversation:
     """Return the state after a record that counts as absent. Until the worker has said so, it is owed."""
-    rejected = Rejected(record.partition, record.offset, code, say, parks)
-    parked = f"{code}: {say}" if parks else state.parked
+    parked = f"{code}: {say[:SAY_MAX]}" if parks else state.parked
+    if len(state.rejected) >= REJECTED_MAX and not parks:
+        return state
+    rejected = Rejected(record.partition, record.offset, code, say[:SAY_MAX], parks)
     return replace(state, rejected=(*state.rejected, rejected), parked=parked)
 
 
@@ -602,7 +662,8 @@ def _close(state: Conversation, call: Call, outcome: ev.CallCompleted, *, denied
     elif outcome.outcome == "ok":
         turn = replace(turn, denials=())
     if outcome.outcome in ("ok", "error") and call.verdict is not None:
-        done = DoneCall(call.name, call.verdict.args_sha256, outcome.outcome, call.verdict.safe)
+        ended = "unknown" if outcome.code == GIVEN_UP else outcome.outcome
+        done = DoneCall(call.name, call.verdict.args_sha256, ended, call.verdict.safe)
         turn = replace(turn, done_calls=(*turn.done_calls, done))
     return replace(after, turn=turn)
 
@@ -620,8 +681,8 @@ def _settle(state: Conversation, entry: Entry) -> Conversation:
 
 
 def _dropped(call: Call, turn: Turn) -> Call:
-    """An ending turn waits only for unsafe calls that may have been requested, and for delegated work."""
-    waits = call.status == "unknown" or (call.status == "granted" and (call.unsafe or call.chosen is not None))
+    """An ending turn waits for calls that may be changing something by now, and for delegated work."""
+    waits = call.status == "unknown" or (call.status == "granted" and (call.may_change or call.chosen is not None))
     if call.status == "closed" or waits:
         return call
     say = "The turn was ended before the call ran."
@@ -714,7 +775,7 @@ def _call_effects(call: Call, turn: Turn) -> list[Effect]:
         return [Effect(f"{call.judgement_id}:timeout", "guard_timeout", call.id, due_ms=due)]
     if call.status != "granted" or call.verdict is None:
         return []
-    if call.verdict.pool != "builtin":
+    if call.verdict.pool != BUILTIN_POOL:
         if turn.ending:
             return [Effect(f"{call.execution_id}:revoked", "revoke", call.id, owed=True)]
         return [Effect(f"{call.execution_id}:requested", "request", call.id, owed=True)]

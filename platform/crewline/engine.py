@@ -37,7 +37,7 @@ from crewline.errors import (
     UnknownTopic,
 )
 from crewline.events import header
-from crewline.records import Entry, Reader
+from crewline.records import Entry, Reader, held_key
 
 log = logging.getLogger("crewline.engine")
 
@@ -45,6 +45,7 @@ S = TypeVar("S")
 
 # In a mark's carry, before the role's own: how many keys there must be. The store counts what it has.
 _COUNT_BYTES = 8
+JOIN_POLL_S = 0.05  # how long a poll waits until everything owned is folded
 _TIMERS_MIN = 1_024  # below that, dead timers are left where they are
 
 
@@ -173,16 +174,6 @@ class _Part(Generic[S]):
         return self.next_offset >= self.caught_up_at
 
 
-def _held_key(raw: bytes) -> bytes:
-    """Return the key under which a record's conversation is held: its own, or, if that is no UTF-8, an
-    escaped one, so that its rejection can be written and found again."""
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "backslashreplace").encode()
-    return raw
-
-
 class Engine(Generic[S]):
     """One member of a role's group. `run` until `stop`; then everything it owned is handed over.
 
@@ -222,6 +213,7 @@ class Engine(Generic[S]):
         self._outbox: list[tuple[_Part[S], bytes, Effect, Sequence[Message]]] = []
         self._sends: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
+        self._polling: asyncio.Task[Any] | None = None
         self._ready = asyncio.Event()
         self._wake_at = 0.0
         self._last_snapshot = 0.0
@@ -240,7 +232,7 @@ class Engine(Generic[S]):
         try:
             while not self._stopping.is_set():
                 try:
-                    batches = await consumer.poll(self._options.poll_s, records_max=self._options.records_max)
+                    batches = await self._poll(consumer)
                     for batch in batches:
                         if not await self._take(batch):
                             break
@@ -260,8 +252,23 @@ class Engine(Generic[S]):
             if self._timer_handle:
                 self._timer_handle.cancel()
 
+    async def _poll(self, consumer: Consumer) -> Sequence[Batch]:
+        """Wait for records; not for long while this owner is not ready, and not at all once it is to stop."""
+        poll_s = self._options.poll_s if self._ready.is_set() else min(JOIN_POLL_S, self._options.poll_s)
+        self._polling = asyncio.current_task()
+        try:
+            return await consumer.poll(poll_s, records_max=self._options.records_max)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set() or self._polling is None or self._polling.uncancel() > 0:
+                raise
+            return ()
+        finally:
+            self._polling = None
+
     def stop(self) -> None:
         """Ask `run` to end: it snapshots, hands its partitions over and returns."""
+        if not self._stopping.is_set() and self._polling is not None:
+            self._polling.cancel()
         self._stopping.set()
 
     async def ready(self) -> None:
@@ -358,7 +365,12 @@ class Engine(Generic[S]):
         version = int.from_bytes(snapshot.state[:2], "big")
         if version != self.role.view.version:
             return None
-        held = _Key(self.role.view.decode(snapshot.state[2:]), snapshot.pending, set(snapshot.acked), snapshot.frozen_at)
+        try:
+            state = self.role.view.decode(snapshot.state[2:])
+        except Exception as error:  # written by another version, or damaged: the log has it
+            log.warning("%s: the snapshot of %r cannot be read: %s", self.role.name, raw, error)
+            return None
+        held = _Key(state, snapshot.pending, set(snapshot.acked), snapshot.frozen_at)
         part.keys[raw] = held
         part.dirty[raw] = None
         return held
@@ -407,7 +419,7 @@ class Engine(Generic[S]):
         part = self._parts.get(batch.partition)
         if part is None:
             return True
-        missing = [raw for raw in {_held_key(record.key): None for record in batch.records} if raw not in part.keys]
+        missing = [raw for raw in {held_key(record.key): None for record in batch.records} if raw not in part.keys]
         failures = 0
         while missing and not part.whole:
             try:
@@ -453,7 +465,7 @@ class Engine(Generic[S]):
         while offset < part.next_offset:
             batch = await self._bus.read(self.role.topic, part.partition, offset)
             for record in batch.records:
-                raw = _held_key(record.key)
+                raw = held_key(record.key)
                 if raw not in part.keys and record.offset < part.next_offset:
                     held = keys.get(raw)
                     if held is None:
@@ -470,7 +482,7 @@ class Engine(Generic[S]):
 
     def _fold_record(self, part: _Part[S], record: Record) -> None:
         part.carry = self.role.observe(part.carry, record)
-        raw = _held_key(record.key)
+        raw = held_key(record.key)
         held = part.keys.get(raw)
         if held is None:
             held = part.keys[raw] = _Key(self.role.view.initial(raw.decode()))
@@ -626,7 +638,8 @@ class Engine(Generic[S]):
 
     def _is_live(self, part: _Part[S], raw: bytes, effect: Effect) -> bool:
         held = part.keys.get(raw) if self._parts.get(part.partition) is part else None
-        return held is not None and held.begun.get(effect.id) == -1 and effect.id not in held.tasks
+        # Its task may not have ended yet: one that failed sets its timer as its last act.
+        return held is not None and held.begun.get(effect.id) == -1
 
     def _arm(self) -> None:
         """Set the one loop timer to the earliest due time; looked at every 30 s, since clocks jump."""
@@ -647,7 +660,7 @@ class Engine(Generic[S]):
         now_ms = self._clock_ms()
         while self._timers and self._timers[0][0] <= now_ms:
             _, _, part, raw, effect = heapq.heappop(self._timers)
-            if not self._is_live(part, raw, effect):
+            if not self._is_live(part, raw, effect) or effect.id in part.keys[raw].tasks:
                 continue
             if effect.slot and self._slots <= 0:
                 self._waiting.append((part, raw, effect))
@@ -678,9 +691,8 @@ class Engine(Generic[S]):
         self, outbox: Sequence[tuple[_Part[S] | None, bytes, Effect | None, Sequence[Message]]]
     ) -> None:
         """Append what effects led to, the same records again until acknowledged; then note where they stand."""
-        messages = [message for *_, acted in outbox for message in acted]
         failures = 0
-        while messages:
+        while messages := [message for *_, acted in outbox for message in acted]:
             try:
                 positions = await self._bus.append(messages)
                 break
@@ -691,6 +703,7 @@ class Engine(Generic[S]):
                 failures += 1
                 log.error("%s: %s", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
+                outbox = [item for item in outbox if self._is_wanted(*item[:3])]
             except BusError as error:
                 failures += 1
                 log.warning("%s: append failed: %s; trying again", self.role.name, error)
@@ -719,6 +732,13 @@ class Engine(Generic[S]):
                 # Nothing to do now (for example nobody offers the capability): asked again by `reconsider`.
                 del held.begun[effect.id]
 
+    def _is_wanted(self, part: _Part[S] | None, raw: bytes, effect: Effect | None) -> bool:
+        """Whether what cannot be appended is still owed. (What may have been appended is repeated in any case.)"""
+        if part is None or effect is None or self._parts.get(part.partition) is not part:
+            return False
+        held = part.keys.get(raw)
+        return held is not None and effect.id in held.begun
+
     # --- the store -----------------------------------------------------------------------------
 
     async def _snapshot_if_due(self) -> None:
@@ -742,14 +762,14 @@ class Engine(Generic[S]):
             await self._store.drop(self.role.name, part.partition)
             await self._rebuild(part)
         changed, part.changed = part.changed, {}
-        view = self.role.view
-        version = view.version.to_bytes(2, "big")
+        version = self.role.view.version.to_bytes(2, "big")
         snapshots = {}
         for raw in changed:
             held = part.keys[raw]
             # Not yet derived (still catching up): what is pending is not known, so it is looked at again.
             pending = held.pending or raw in part.dirty or held.frozen_at is not None
-            snapshots[raw] = Snapshot(version + view.encode(held.state), pending, tuple(sorted(held.acked)), held.frozen_at)
+            state = version + self._encoded(part, raw, held)
+            snapshots[raw] = Snapshot(state, pending, tuple(sorted(held.acked)), held.frozen_at)
         mark = Mark(part.next_offset, part.id_before, 0, part.known.to_bytes(_COUNT_BYTES, "big") + part.carry)
         marked = part.next_offset
         try:
@@ -767,6 +787,19 @@ class Engine(Generic[S]):
         if written:
             part.stored = marked
             self._forget_idle(part)
+
+    def _encoded(self, part: _Part[S], raw: bytes, held: _Key[S]) -> bytes:
+        """Encode a state. One that cannot be kept (a bug of the fold) ends its conversation, not this process."""
+        view = self.role.view
+        try:
+            return view.encode(held.state)
+        except Exception as error:
+            log.exception("%s: the state of %r cannot be written", self.role.name, raw)
+            record = Record(self.role.topic, part.partition, part.next_offset - 1, 0, raw, None, ())
+            say = f"its state cannot be written: {type(error).__name__}: {error}"
+            held.state = view.reject(view.initial(raw.decode()), record, "fold.failed", say, parks=True)
+            part.dirty[raw] = None
+            return view.encode(held.state)
 
     def _forget_idle(self, part: _Part[S]) -> None:
         """Drop idle states from memory, oldest first; the store has them."""

@@ -136,13 +136,33 @@ class Spent(Data, frozen=True):
     cost_usd: float = 0.0
 
     def plus(self, other: Spent) -> Spent:
+        """Return the sum. Counts come from endpoints and other crews: each stays between 0 and 2^53."""
         return Spent(
-            self.steps + other.steps,
-            self.tool_calls + other.tool_calls,
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.cost_usd + other.cost_usd,
+            _count(self.steps + other.steps),
+            _count(self.tool_calls + other.tool_calls),
+            _count(self.input_tokens + other.input_tokens),
+            _count(self.output_tokens + other.output_tokens),
+            min(max(0.0, self.cost_usd + other.cost_usd), 1e15),
         )
+
+    def within(self, grant: Grant) -> Spent:
+        """Return what may be charged of it: nothing below 0, and no more than was granted."""
+        tokens = grant.tokens if grant.tokens is not None else COUNT_MAX
+        cost = grant.cost_usd if grant.cost_usd is not None else 1e15
+        return Spent(
+            _count(self.steps),
+            min(_count(self.tool_calls), grant.tool_calls if grant.tool_calls is not None else COUNT_MAX),
+            min(_count(self.input_tokens), tokens),
+            min(_count(self.output_tokens), tokens),
+            min(max(0.0, self.cost_usd), cost),
+        )
+
+
+COUNT_MAX = 2**53
+
+
+def _count(number: int) -> int:
+    return min(max(0, number), COUNT_MAX)
 
 
 # --- conversations -----------------------------------------------------------------------------
@@ -229,7 +249,7 @@ class CallJudged(Event, frozen=True):
     `ce_id` is the call's id with `:j<judgement>`; the first record of a number stands. It is good for
     one `execution`, of one `tool` in one `pool`, with the exact bytes that `args_sha256` names:
     `arguments` if set (amended or edited), else the model's own text. `require_approval` is not final.
-    `safe`: the tool is `read` or idempotent, so a repeat of the execution does nothing more.
+    `effect` is the tool's; `safe`: it is `read` or idempotent, so a repeat of the execution does nothing more.
     """
 
     TYPE: ClassVar[str] = "call.judged"
@@ -252,6 +272,7 @@ class CallJudged(Event, frozen=True):
     policy_set: str = ""
     epoch: int = 0
     catalogue: str = ""
+    effect: str = ""
     approval: ApprovalAsked | None = None
     by: str = "guard"
     issued_ms: int = 0
@@ -356,7 +377,8 @@ class IntentAnswered(Event, frozen=True):
 
 
 class CancelRequested(Event, frozen=True):
-    """Stop this turn. Written by clients, and by a parent's worker to its children."""
+    """Stop a turn. Written by clients, and by a parent's worker to its children. It names the turn or the
+    intent it means: one that names neither does nothing, since a repeat would stop the next turn."""
 
     TYPE: ClassVar[str] = "cancel.requested"
 

@@ -11,16 +11,17 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from crewline import events as ev
 from crewline.bus.base import Bus, Message, Record
-from crewline.errors import BusError, RecordInvalid, UnknownEvent
+from crewline.errors import BusError, CrewlineError
 from crewline.records import Reader, Scribe
 from crewline.roster import Roster
 from crewline.schemas import ArgumentSchema
+from crewline.seal import DEPLOYMENT
 from crewline.topics import MARKET
 from crewline.worker import Choice
 
@@ -28,6 +29,9 @@ log = logging.getLogger("crewline.marketplace")
 
 HEARTBEAT_S = 5.0
 LEASE_S = 15.0
+LEASE_S_MAX = 300.0  # whatever an advertisement says
+CAPACITY_MAX = 10_000
+GONE_S = 86_400.0
 CANDIDATES_MAX = 8  # of a choice are recorded
 
 
@@ -38,36 +42,52 @@ class Offer:
     key: str
     advertised: ev.AgentAdvertised
     at_ms: int
+    sealed: bool = True
+    inputs: Mapping[str, ArgumentSchema] = field(default_factory=dict)
 
     @property
     def load(self) -> float:
         """Return how busy the instance is: work in flight and queued, per place it has."""
-        return (self.advertised.in_flight + self.advertised.queued) / max(1, self.advertised.capacity)
+        work = max(0, self.advertised.in_flight) + max(0, self.advertised.queued)
+        return work / min(max(1, self.advertised.capacity), CAPACITY_MAX)
 
 
 class MarketView:
-    """The advertisements, in memory. Pure but for the clock it is given (seconds, monotonic)."""
+    """The advertisements, in memory. Pure but for the clock it is given (seconds, monotonic).
 
-    def __init__(self, *, crew: str, monotonic: Callable[[], float] = time.monotonic) -> None:
+    Unsealed ones (of other deployments and other systems) count for who names their crew, as
+    `crew:capability`; and nobody but this deployment speaks for its own crew and its topic.
+    """
+
+    def __init__(self, *, crew: str, topic: str = "", monotonic: Callable[[], float] = time.monotonic) -> None:
         self._crew = crew
+        self._topic = topic
         self._monotonic = monotonic
         self._offers: dict[str, Offer] = {}
         self._by_capability: dict[str, dict[str, Offer]] = {}
-        self._schemas: dict[tuple[str, str], ArgumentSchema] = {}
         self._broker_ms = 0
         self._seen_at = 0.0
 
-    def take(self, key: str, advertised: ev.AgentAdvertised | None, at_ms: int) -> bool:
-        """Take an advertisement, or a withdrawal (None). Return whether what is offered changed."""
+    def take(self, key: str, advertised: ev.AgentAdvertised | None, at_ms: int, *, sealed: bool = True) -> bool:
+        """Take an advertisement, or a withdrawal (None). Return whether what is offered changed.
+
+        Raises: UsageError if one of its schemas is none; nothing was taken.
+        """
         if at_ms >= self._broker_ms:
             self._broker_ms, self._seen_at = at_ms, self._monotonic()
-        before = self._offers.pop(key, None)
+        before = self._offers.get(key)
+        ours = advertised is not None and (advertised.crew == self._crew or advertised.topic == self._topic)
+        if not sealed and (ours or (before is not None and before.sealed)):
+            log.warning("market: an unsealed record speaks for %s; it is ignored", key)
+            return False
+        inputs = _schemas(advertised)
+        self._drop_gone()
+        self._offers.pop(key, None)
         for capability in before.advertised.capabilities if before else ():
             self._by_capability[capability.name].pop(key, None)
-            self._schemas.pop((key, capability.name), None)
         if advertised is None:
             return before is not None
-        offer = self._offers[key] = Offer(key, advertised, at_ms)
+        offer = self._offers[key] = Offer(key, advertised, at_ms, sealed, inputs)
         for capability in advertised.capabilities:
             self._by_capability.setdefault(capability.name, {})[key] = offer
         return before is None or before.advertised.capabilities != advertised.capabilities or self.stalled(before)
@@ -78,7 +98,15 @@ class MarketView:
 
     def stalled(self, offer: Offer) -> bool:
         """Return whether the offer's lease is over."""
-        return self.now_ms() - offer.at_ms > offer.advertised.lease_s * 1000
+        return self.now_ms() - offer.at_ms > min(offer.advertised.lease_s, LEASE_S_MAX) * 1000
+
+    def _drop_gone(self) -> None:
+        """Forget instances that fell silent long ago: a crashed one withdraws nothing."""
+        oldest_ms = self.now_ms() - int(GONE_S * 1000)
+        for offer in [offer for offer in self._offers.values() if offer.at_ms < oldest_ms] if self._offers else ():
+            del self._offers[offer.key]
+            for capability in offer.advertised.capabilities:
+                self._by_capability[capability.name].pop(offer.key, None)
 
     def offers(self) -> Iterable[Offer]:
         """Return every advertisement, stalled ones too."""
@@ -92,7 +120,7 @@ class MarketView:
         """
         crew, _, capability = wanted.rpartition(":")
         looked_at = [offer for offer in self._by_capability.get(capability, {}).values()
-                     if not crew or offer.advertised.crew == crew]
+                     if (offer.advertised.crew == crew if crew else offer.sealed)]
         able, candidates, misfit = [], [], None
         for offer in looked_at:
             if self.stalled(offer):
@@ -119,16 +147,18 @@ class MarketView:
         return Choice(ad.crew, ad.agent, ad.topic, tuple(candidates[:CANDIDATES_MAX]))
 
     def _misfit(self, offer: Offer, name: str, input: Any) -> ev.Reason | None:
-        capability = next(each for each in offer.advertised.capabilities if each.name == name)
-        if capability.input is None:
-            return None
-        schema = self._schemas.get((offer.key, name))
+        schema = offer.inputs.get(name)
         if schema is None:
-            schema = self._schemas[(offer.key, name)] = ArgumentSchema(capability.input)
+            return None
         if not isinstance(input, dict):
             return ev.Reason("schema.type", f"{name} takes an object as its input")
         problems = schema.problems(input)
         return problems[0] if problems else None
+
+
+def _schemas(advertised: ev.AgentAdvertised | None) -> dict[str, ArgumentSchema]:
+    capabilities = advertised.capabilities if advertised is not None else ()
+    return {each.name: ArgumentSchema(each.input) for each in capabilities if each.input is not None}
 
 
 def _candidate(offer: Offer, why: str) -> ev.Candidate:
@@ -152,7 +182,7 @@ class Marketplace:
         self, bus: Bus, roster: Roster, *, scribe: Scribe, reader: Reader, instance: str,
         load: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 1), changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.view = MarketView(crew=roster.crew)
+        self.view = MarketView(crew=roster.crew, topic=roster.topics.conversations)
         self._bus = bus
         self._roster = roster
         self._scribe = scribe
@@ -201,14 +231,18 @@ class Marketplace:
 
     def _take(self, record: Record) -> bool:
         key = record.key.decode("utf-8", "replace")
-        if record.value is None:
-            return self.view.take(key, None, record.timestamp_ms)
         try:
-            event = self._reader.read(record).event
-        except (RecordInvalid, UnknownEvent) as error:
+            if record.value is None:
+                sealed = self._reader.seals_tombstone(record)
+                return self.view.take(key, None, record.timestamp_ms, sealed=sealed)
+            entry = self._reader.read(record)
+            if not isinstance(entry.event, ev.AgentAdvertised):
+                return False
+            sealed = entry.sealed_by == DEPLOYMENT
+            return self.view.take(key, entry.event, record.timestamp_ms, sealed=sealed)
+        except CrewlineError as error:
             log.warning("market offset %d: %s", record.offset, error)
             return False
-        return isinstance(event, ev.AgentAdvertised) and self.view.take(key, event, record.timestamp_ms)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -240,7 +274,7 @@ class Marketplace:
         keys = [self._key(agent.name) for agent in self._roster.agents.values() if agent.capabilities]
         try:
             async with asyncio.timeout(2.0):
-                await self._bus.append([Message(MARKET, key.encode(), None) for key in keys])
+                await self._bus.append([self._scribe.tombstone(MARKET, key) for key in keys])
         except (BusError, TimeoutError) as error:
             log.warning("the advertisements were not withdrawn (their lease ends in %g s): %s", LEASE_S, error)
 

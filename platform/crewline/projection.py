@@ -16,7 +16,7 @@ from crewline import events as ev
 from crewline.bus.base import Bus, Record
 from crewline.conversation import Call, Conversation, reject, status_of, take, turn_id
 from crewline.errors import RecordInvalid, UnknownEvent
-from crewline.records import Entry, Reader
+from crewline.records import Entry, Reader, held_key
 from crewline.seal import Keyring
 
 
@@ -116,6 +116,7 @@ class Projection:
         self.states: dict[str, Conversation] = {}
         self.turns: dict[str, TurnSummary] = {}
         self.next: dict[int, int] = {}
+        self.frozen: dict[str, str] = {}  # conversations with a record that only a newer version can read
         self._reader = Reader(keyring, partitions=partitions)
 
     async def catch_up(self, bus: Bus) -> Projection:
@@ -135,15 +136,19 @@ class Projection:
         if record.offset < self.next.get(record.partition, 0):
             return None
         self.next[record.partition] = record.offset + 1
-        key = record.key.decode("utf-8", "replace")
+        key = held_key(record.key).decode()
         state = self.states.get(key) or Conversation(key)
+        if key in self.frozen:
+            return frame_of(record, stands=None)
         try:
             entry = self._reader.read(record)
             step = take(state, entry)
-        except (RecordInvalid, UnknownEvent) as error:
-            if isinstance(error, RecordInvalid):
-                self.states[key] = reject(state, record, error.code, error.message, parks=False)
-            return frame_of(record, stands=False if isinstance(error, RecordInvalid) else None)
+        except UnknownEvent as error:
+            self.frozen[key] = error.message
+            return frame_of(record, stands=None)
+        except RecordInvalid as error:
+            self.states[key] = reject(state, record, error.code, error.message, parks=False)
+            return frame_of(record, stands=False)
         self.states[key] = step.state
         if step.stands:
             self._note(state, step.state, entry)

@@ -6,13 +6,14 @@ lacks the seal of somebody who may write it, does not get past `Reader`.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from crewline import events
 from crewline.bus.base import RECORD_BYTES_MAX, Message, Record
-from crewline.errors import RecordInvalid, RecordTooLarge, SealError
+from crewline.errors import RecordInvalid, RecordTooLarge, SealError, UnknownEvent
 from crewline.events import Event
 from crewline.seal import DEPLOYMENT, Keyring, UnknownKey
 from crewline.topics import partition_of
@@ -20,8 +21,11 @@ from crewline.topics import partition_of
 GUARD = "guard"
 PEOPLE = "people"
 UNSEALED = ""
+TOMBSTONE = "record.deleted"
 
 _READ_MAX = 2_048  # entries a reader remembers
+KEY_BYTES_MAX = 512
+HEADER_BYTES_MAX = 1_024  # ids grow by a few dozen bytes on top of a key
 _ORDINARY = frozenset({DEPLOYMENT})
 # Who may write each type. A pool's word is bounded further by the fold: only calls sent to that pool.
 WRITERS: dict[str, frozenset[str]] = {
@@ -126,6 +130,33 @@ class Scribe:
         )
         return Message(topic, raw_key, value, headers, partition)
 
+    def tombstone(self, topic: str, key: str) -> Message:
+        """Return a sealed tombstone: without a seal, anybody could withdraw what others wrote."""
+        raw_key = key.encode()
+        seal = self._keyring.seal(topic, raw_key, TOMBSTONE, "", b"")
+        return Message(topic, raw_key, None, (("ce_type", TOMBSTONE.encode()), ("seal", seal.encode())))
+
+
+def held_key(raw: bytes) -> bytes:
+    """Return the key under which a record's conversation is held: its own; or, if that is no UTF-8 or too
+    long, one made from it, so that its rejection can be written and found again."""
+    if len(raw) > KEY_BYTES_MAX:
+        return f"long-key:{hashlib.sha256(raw).hexdigest()}".encode()
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace").encode()
+    return raw
+
+
+def _check_sizes(record: Record) -> None:
+    """Refuse what would grow with every record that is derived from it. Raises: RecordInvalid."""
+    if len(record.key) > KEY_BYTES_MAX:
+        raise RecordInvalid(f"the key has {len(record.key):,} bytes; a conversation's id has {KEY_BYTES_MAX} at most")
+    for name, value in record.headers:
+        if len(value) > HEADER_BYTES_MAX:
+            raise RecordInvalid(f"header {name[:80]!r} has {len(value):,} bytes; {HEADER_BYTES_MAX:,} at most")
+
 
 class Reader:
     """Checks records of one topic with `partitions` partitions against a keyring.
@@ -156,7 +187,12 @@ class Reader:
             UnknownEvent: a newer process may know it.
         """
         key = record.key
-        envelope = events.decode(record.headers, record.value)
+        _check_sizes(record)
+        try:
+            envelope = events.decode(record.headers, record.value)
+        except UnknownEvent:
+            self._check_unknown(record)
+            raise
         if partition_of(key, self._partitions) != record.partition and envelope.type != "record.rejected":
             raise RecordInvalid(
                 f"key {key[:80]!r} belongs to partition {partition_of(key, self._partitions)}, not {record.partition}: "
@@ -179,6 +215,26 @@ class Reader:
             record, text, envelope.id, envelope.type, envelope.run or envelope.id, envelope.cause, envelope.event, by,
             envelope.seal or "",
         )
+
+    def seals_tombstone(self, record: Record) -> bool:
+        """Return whether this deployment wrote a tombstone."""
+        try:
+            seal = events.header(record.headers, "seal") or ""
+            return self._keyring.check(seal, record.topic, record.key, TOMBSTONE, "", b"") == DEPLOYMENT
+        except SealError:
+            return False
+
+    def _check_unknown(self, record: Record) -> None:
+        """A record of an unknown type stops its conversation until a newer process comes: only one of our own may.
+
+        Raises: RecordInvalid if nobody vouches for it.
+        """
+        seal, type, id = (events.header(record.headers, name) or "" for name in ("seal", "ce_type", "ce_id"))
+        if not seal:
+            raise SealError(f"unsealed record of the unknown type {type[:80]!r}")
+        by = self._keyring.check(seal, record.topic, record.key, type, id, record.value or b"")
+        if by not in (DEPLOYMENT, GUARD, PEOPLE):
+            raise SealError(f"{by} may not write records of the unknown type {type[:80]!r}")
 
     def _sealed_by(self, record: Record, envelope: events.Envelope) -> str:
         if envelope.seal is None:

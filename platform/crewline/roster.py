@@ -14,6 +14,9 @@ from crewline.events import Capability
 from crewline.topics import CrewTopics
 
 
+HISTORY = 20  # turns a brain sees, unless its agent says otherwise
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """US dollars per million tokens."""
@@ -34,7 +37,7 @@ class Agent:
     handoffs: tuple[str, ...] = ()
     capabilities: Mapping[str, Capability] = field(default_factory=dict)
     max_steps: int = 10
-    history: int = 20
+    history: int = HISTORY
     price: Price | None = None
 
 

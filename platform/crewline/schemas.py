@@ -81,6 +81,11 @@ def _map(schemas: Mapping[str, Any], inside: bool) -> dict[str, Any]:
     return {name: _closed(each, branch=inside) for name, each in schemas.items()}
 
 
+def _out_of_reach(uri: str) -> Any:
+    """A schema never sends us to the network or to a file."""
+    raise ValueError(f"{uri} is outside the schema")
+
+
 class ArgumentSchema:
     """A tool's argument schema, compiled once.
 
@@ -96,7 +101,7 @@ class ArgumentSchema:
         self.parameters = parameters
         self.enforced = closed(parameters)
         try:
-            self._validator: Validator = jsonschema_rs.validator_for(self.enforced, offline=True)
+            self._validator: Validator = jsonschema_rs.validator_for(self.enforced, retriever=_out_of_reach)
         except Exception as error:  # it raises several kinds; all mean the same to us
             raise ValueError(f"the parameters are no usable JSON Schema: {error}") from None
         properties = parameters.get("properties")

@@ -156,6 +156,8 @@ class Keyring:
     def _mac(self, name: str, secret: bytes, covered: bytes) -> str:
         pads = self._pads.get(name)
         if pads is None:
+            if len(self._pads) >= _DERIVED_MAX:
+                self._pads.clear()
             padded = secret.ljust(64, b"\0")
             pads = self._pads[name] = (
                 hashlib.sha256(padded.translate(_INNER)), hashlib.sha256(padded.translate(_OUTER))

@@ -86,4 +86,6 @@ def partition_of(key: bytes, partitions: int) -> int:
     """
     if partitions < 1:
         raise ValueError(f"a topic has at least one partition, not {partitions}")
-    return (murmur2(key) & 0x7FFFFFFF) % partitions
+    # Only keys that can be a conversation's are remembered: others may be of any size.
+    hashed = murmur2(key) if len(key) <= 512 else murmur2.__wrapped__(key)
+    return (hashed & 0x7FFFFFFF) % partitions

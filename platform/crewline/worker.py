@@ -30,7 +30,7 @@ from crewline.engine import Acted, Effect
 from crewline.errors import BusError, CrewlineError, ModelError, RecordInvalid, RecordTooLarge, UnknownTopic
 from crewline.expressions import Expression
 from crewline.records import Scribe
-from crewline.roster import Agent, Roster
+from crewline.roster import HISTORY, Agent, Roster
 
 log = logging.getLogger("crewline.worker")
 
@@ -38,6 +38,8 @@ DEPTH_MAX = 8  # delegations within delegations
 RETRY_S_MIN = 0.5
 RETRY_S_MAX = 60.0
 TOKENS_FLUSH_S = 0.025
+RETRY_AFTER_S_MAX = 86_400.0
+CALLS_MAX = 256  # of one reply
 CHILD_MARGIN_MS = 2_000  # a child's deadline is this much before its parent's
 
 
@@ -118,8 +120,8 @@ class Worker:
             cost_usd=_least(budgets.cost_usd, grant.cost_usd if grant else None),
             deadline_ms=deadline_ms,
             guard_s=self.roster.guard_s,
-            history=declared.history if declared else 0,
-            depth=grant.depth if grant else 0,
+            history=declared.history if declared else HISTORY,
+            depth=max(0, grant.depth) if grant else 0,
         )
         started = ev.TurnStarted(
             state.turns + 1, queued.id, agent, self.roster.version, FOLD_VERSION, limits
@@ -139,7 +141,9 @@ class Worker:
 
     def _agent_for(self, asked: ev.IntentPublished, state: Conversation) -> str:
         agent = asked.agent or self.roster.capabilities.get(asked.capability or "", "")
-        return state.handed[1] if state.handed is not None and state.handed[0] == agent else agent
+        if state.handed is not None and state.handed[0] == agent and state.handed[1] in self.roster.agents:
+            return state.handed[1]
+        return agent
 
     def _finish(self, effect: Effect, state: Conversation) -> Acted:
         turn = _turn(state)
@@ -167,7 +171,7 @@ class Worker:
             return turn.answer
         try:
             return msgspec.json.decode(turn.answer)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return turn.answer
 
     def _again(self, effect: Effect, state: Conversation) -> Acted:
@@ -234,6 +238,10 @@ class Worker:
             return [self._attempt_failed(effect, state, ModelError("the model did not answer in time", retryable=False))]
         except CrewlineError as error:
             return [self._failed(effect, state, error.code, error.message, error.hint)]
+        except Exception as error:  # a brain may be anybody's code: its faults are attempts like others, and bounded
+            log.exception("the brain of agent %r failed", agent.name)
+            say = f"the brain of agent {agent.name!r} failed: {type(error).__name__}: {error}"
+            return [self._attempt_failed(effect, state, ModelError(say, retryable=True))]
         replied = ev.ModelReplied(
             agent=agent.name,
             attempt=turn.attempt,
@@ -282,14 +290,16 @@ class Worker:
                 stream.add(item.text, note=True)
         if reply is None:
             raise ModelError(f"the brain of agent {agent.name!r} ended without a reply", retryable=True)
+        if len(reply.calls) > CALLS_MAX:
+            raise ModelError(f"the model asked for {len(reply.calls):,} calls at once; {CALLS_MAX} are taken", retryable=True)
         return reply
 
     def _attempt_failed(self, effect: Effect, state: Conversation, error: ModelError) -> Message:
         turn = _turn(state)
         now_ms = self._clock_ms()
         wait_s = min(RETRY_S_MAX, RETRY_S_MIN * 2 ** (turn.attempt - 1))
-        if error.retry_after_s is not None:
-            wait_s = max(wait_s, error.retry_after_s)
+        if error.retry_after_s is not None and error.retry_after_s == error.retry_after_s:
+            wait_s = min(max(wait_s, error.retry_after_s), RETRY_AFTER_S_MAX)
         retry_at_ms = now_ms + int(wait_s * 1000)
         final = not error.retryable or turn.attempt >= turn.limits.attempts or retry_at_ms >= turn.deadline_ms
         return self._failed(effect, state, error.code, error.message, error.hint, None if final else retry_at_ms)
@@ -306,7 +316,8 @@ class Worker:
 
     def _guard_timeout(self, effect: Effect, state: Conversation) -> Acted:
         say = "The guardrail did not judge the call in time, so it was not run. Try again later."
-        return self._completed(state, effect.ref, "refused", say, "guard.unavailable")
+        fix = {"judgement": _call(state, effect.ref).judgement}
+        return self._completed(state, effect.ref, "refused", say, "guard.unavailable", fix)
 
     def _request(self, effect: Effect, state: Conversation) -> Acted:
         turn, call = _turn(state), _call(state, effect.ref)
@@ -314,7 +325,8 @@ class Worker:
         try:
             injected = self._injected(call, turn)
         except CrewlineError as error:
-            return self._completed(state, call.id, "refused", error.message, "inject.failed")
+            # An owner before this one may have requested it already, so the claim on the pool's topic decides.
+            return self._called_back(effect, state, f"its arguments cannot be injected: {error.message}")
         requested = ev.CallRequested(
             call.id, call.execution, call.name, call.arguments, call.sealed, call.verdict.agent, turn.run,
             turn.asked.user, injected, turn.deadline_ms,
@@ -322,8 +334,8 @@ class Worker:
         topic = self.roster.topics.tools(call.verdict.pool)
         try:
             return [self._to_pool(topic, state, requested, effect, turn, call)]
-        except RecordTooLarge as error:
-            return self._completed(state, call.id, "refused", error.message, "call.too_large")
+        except (RecordTooLarge, RecordInvalid) as error:
+            return self._called_back(effect, state, f"it cannot be requested: {error.message}")
 
     def _injected(self, call: Call, turn: Turn) -> dict[str, Any] | None:
         tool = self.roster.tools.get(call.name)
@@ -338,9 +350,12 @@ class Worker:
         return {name: expression.evaluate(values) for name, expression in self._inject[call.name].items()}
 
     def _revoke(self, effect: Effect, state: Conversation) -> Acted:
+        return self._called_back(effect, state, "the turn is ending")
+
+    def _called_back(self, effect: Effect, state: Conversation, why: str) -> Sequence[Message]:
         turn, call = _turn(state), _call(state, effect.ref)
         assert call.verdict is not None
-        revoked = ev.CallRevoked(call.id, call.execution, "the turn is ending")
+        revoked = ev.CallRevoked(call.id, call.execution, why[:500])
         topic = self.roster.topics.tools(call.verdict.pool)
         return [self._to_pool(topic, state, revoked, effect, turn, call)]
 
@@ -391,7 +406,7 @@ class Worker:
             crew=choice.crew,
             agent=choice.agent,
             topic=choice.topic,
-            child=child_of(call.execution_id),
+            child=child_of(self.topic, call.execution_id),
             input=arguments["input"],
             token=secrets.token_hex(16),
             grant=_grant(turn),
@@ -422,22 +437,25 @@ class Worker:
         )
         cause = f"{call.execution_id}:chosen"
         try:
-            return [self._scribe.message(chosen.topic, chosen.child, intent, id=effect.id, run=turn.run, cause=cause)]
+            return [self._scribe.message(chosen.topic, chosen.child, intent, id=chosen.child, run=turn.run, cause=cause)]
         except RecordTooLarge as error:
             return self._completed(state, call.id, "error", error.message, "delegation.deadline")
 
     def _cancel_child(self, effect: Effect, state: Conversation) -> Acted:
-        turn, call = _turn(state), _call(state, effect.ref)
-        chosen = call.chosen
+        return [self._cancel_of(effect, state)]
+
+    def _cancel_of(self, effect: Effect, state: Conversation) -> Message:
+        turn, chosen = _turn(state), _call(state, effect.ref).chosen
         assert chosen is not None
-        cancel = ev.CancelRequested(intent=f"{call.execution_id}:intent", by=turn.cancelled_by or "its parent")
-        return [self._scribe.message(chosen.topic, chosen.child, cancel, id=effect.id, run=turn.run)]
+        cancel = ev.CancelRequested(intent=chosen.child, by=turn.cancelled_by or "its parent")
+        return self._scribe.message(chosen.topic, chosen.child, cancel, id=f"{chosen.child}:cancel", run=turn.run)
 
     def _child_late(self, effect: Effect, state: Conversation) -> Acted:
         chosen = _call(state, effect.ref).chosen
         assert chosen is not None
         say = f"{chosen.crew}/{chosen.agent} did not answer in time."
-        return self._completed(state, effect.ref, "error", say, "delegation.deadline")
+        late = self._completed(state, effect.ref, "error", say, "delegation.deadline")
+        return [self._cancel_of(effect, state), *late]
 
     def _message(
         self, state: Conversation, event: ev.Event, *, id: str, run: str, cause: str = "", partition: int | None = None
@@ -473,9 +491,13 @@ class TokenStream:
             return
         request, text, self._text = self._request, self._text, ""
         tokens = ev.TokensStreamed(request.id, request.attempt, request.agent, text, self._note)
-        message = self._scribe.message(
-            self._topic, request.conversation, tokens, id=f"{request.id}:{secrets.token_hex(6)}", run=request.run
-        )
+        try:
+            message = self._scribe.message(
+                self._topic, request.conversation, tokens, id=f"{request.id}:{secrets.token_hex(6)}", run=request.run
+            )
+        except CrewlineError as error:
+            log.debug("streamed text was not written (the reply is): %s", error)
+            return
         task = self._loop.create_task(_append_once(self._bus, message))
         _STREAMING.add(task)
         task.add_done_callback(_STREAMING.discard)
@@ -491,9 +513,12 @@ async def _append_once(bus: Bus, message: Message) -> None:
         log.debug("streamed text was lost (the reply is not): %s", error)
 
 
-def child_of(execution: str) -> str:
-    """Return the id of the conversation that a delegated execution opens: a repeat opens the same."""
-    return "d-" + hashlib.sha256(execution.encode()).hexdigest()[:24]
+def child_of(topic: str, execution: str) -> str:
+    """Return the id of the intent that a delegated execution publishes, and of the conversation it opens.
+
+    A repeat is the same intent; two crews with conversations of one name have different ones.
+    """
+    return "d-" + hashlib.sha256(f"{topic}\n{execution}".encode()).hexdigest()[:24]
 
 
 def _turn(state: Conversation) -> Turn:

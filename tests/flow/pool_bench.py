@@ -216,7 +216,7 @@ class PoolBench:
         spec = self.tools[tool].spec
         verdict = CallJudged(
             call=call, judgement=execution, execution=execution, conversation=key, agent="desk", tool=tool, pool="main",
-            safe=spec.safe, decision="allow", args_sha256=hashlib.sha256(arguments.encode()).hexdigest(), epoch=1,
+            safe=spec.safe, effect=spec.effect, decision="allow", args_sha256=hashlib.sha256(arguments.encode()).hexdigest(), epoch=1,
             catalogue=spec.digest(), issued_ms=now_ms(), expires_ms=now_ms() + 60_000,
         )
         value = encode(replace(verdict, **judged))

@@ -615,6 +615,26 @@ async def test_a_call_revoked_before_it_is_asked_for_never_runs(bench: PoolBench
     assert len(counter) == 1
 
 
+async def test_a_revoked_call_that_may_be_changing_something_is_run_to_its_end(memory: PoolBench) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def pay() -> str:
+        began.set()
+        await go_on.wait()
+        return "paid"
+
+    add(memory, pay, effect="destructive", idempotent=True)
+    await memory.start()
+    await memory.bus.append([memory.request("pay")])
+    await began.wait()
+    await memory.bus.append([memory.revoke()])
+    go_on.set()
+
+    _, completed = (await memory.told())[0]
+
+    assert (completed.outcome, completed.output) == ("ok", "paid"), "nobody is told that it did not run"
+
+
 async def test_a_revoked_safe_call_is_cancelled(memory: PoolBench) -> None:
     began, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -735,9 +755,9 @@ async def test_records_that_are_none_of_the_pools_change_nothing(memory: PoolBen
     request = memory.request("work")
     unsealed = [header for header in request.headers if header[0] != "seal"]
     await memory.bus.append([
-        replace(request, headers=tuple(unsealed)),
+        request._replace(headers=tuple(unsealed)),
         memory.scribe.message(TOOLS_TOPIC, "c1", IntentPublished(agent="desk"), id="i1", run="i1"),
-        replace(request, value=None),
+        request._replace(value=None),
     ])
     await memory.outcome(memory.request("work", key="c2"))
 

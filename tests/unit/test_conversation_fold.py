@@ -458,12 +458,13 @@ def test_an_intent_names_one_receiver() -> None:
     assert [item.code for item in talk.state.rejected] == ["intent.invalid"] * 2
 
 
-def test_an_unsealed_intent_has_no_user_and_no_grant() -> None:
+def test_an_unsealed_intent_has_no_user_and_an_id_of_its_own() -> None:
     talk = Talk()
     talk.intent("i1", by="", origin=ev.Origin("user"), grant=ev.Grant(tool_calls=5))
     asked = talk.state.queue[0].intent
+    assert talk.state.queue[0].id == "unsealed:i1"
     assert asked.user is None
-    assert asked.grant is None
+    assert asked.grant == ev.Grant(tool_calls=5), "a grant only restricts"
     assert asked.origin.kind == "untrusted"
 
 

@@ -35,7 +35,7 @@ async def test_a_read_is_allowed_at_once_and_the_verdict_says_everything() -> No
     assert verdict == ev.CallJudged(
         call="c1:t1:s1:c0", judgement=1, execution=1, conversation="c1", agent="desk", tool="find_order",
         pool="main", safe=True, decision="allow", args_sha256=sha256_of('{"order_id": "A-1"}'),
-        checks=("decode", "catalogue", "schema", "limits", "policies"), policy_set="support", epoch=7,
+        checks=("decode", "catalogue", "schema", "limits", "policies"), policy_set="support", epoch=7, effect="read",
         catalogue=spec.digest(), by="guard", issued_ms=START_MS, expires_ms=START_MS + 60_000,
     )
     assert desk.entries[-1].sealed_by == "guard"

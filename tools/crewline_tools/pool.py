@@ -173,12 +173,20 @@ class ToolPool:
         request = _request(each)
         if (refusal := await self._admitted(key, each, request)) is not None:
             return [refusal]
+        if each.revoke_asked:
+            self.slots.free()
+            say = "The call was called back. If it began before that, it may have had its effect."
+            done = ev.CallDone(each.call, each.number, "revoked", say, "call.revoked")
+            return await self._report_safe(key, each, done)
         try:
             ran = await self._attempts(key, each, request)
         finally:
             self._running.pop(each.id, threading.Event()).set()
             self.slots.free()
-        done = _done(each, ran)
+        return await self._report_safe(key, each, _done(each, ran))
+
+    async def _report_safe(self, key: str, each: Execution, done: ev.CallDone) -> Sequence[Message]:
+        """Tell the conversation first; only then is the execution closed here."""
         completed = owed(done)
         await self._append([self._message(self._topics.conversations, key, completed.completed, completed.id, each)])
         mark = ev.CallDone(each.call, each.number, done.outcome, code=done.code, duration_s=done.duration_s)

@@ -37,6 +37,8 @@ CLAIM_S = 5.0  # a claimer that has not begun to run by then must not
 CLAIM_MS = 5_000
 TIMEOUT_MS = 30_000  # of a claim whose request, and so whose tool, is not known
 
+_VERDICT = msgspec.json.Decoder(ev.CallJudged)
+
 Place = tuple[int, int]
 _PLACE = re.compile(r":t([1-9]\d{0,8}):s([1-9]\d{0,8}):c\d{1,6}")
 
@@ -156,10 +158,22 @@ def _refused(known: Execution, entry: Entry, event: ev.CallRefused) -> Execution
 def _revoked(known: Execution, entry: Entry, event: ev.CallRevoked) -> Execution:
     if known.ended is not None:
         return known
-    if known.claim:
+    if known.claim or _may_change_unclaimed(known):
+        # It may be running by now: whoever runs it tells how it ended.
         return known if known.revoke_asked else replace(known, revoke_asked=True)
     say = f"The call was called back before it ran: {event.why}." if event.why else "The call was called back before it ran."
     return _end(replace(known, claim="revoked"), ev.CallDone(event.call, event.execution, "revoked", say, "call.revoked"))
+
+
+def _may_change_unclaimed(known: Execution) -> bool:
+    """Whether it is an idempotent tool's, which runs without a claim and yet changes something."""
+    if known.request is None:
+        return False
+    try:
+        verdict = _VERDICT.decode(known.request.verdict.value)
+        return verdict.safe and verdict.effect != "read"
+    except (msgspec.DecodeError, RecursionError):
+        return False  # no verdict at all: nothing will run with it
 
 
 def _abandoned(known: Execution, entry: Entry, event: ev.CallAbandoned) -> Execution:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 RESULT_BYTES_MAX = 65_536
+FIX_LEVELS_MAX = 60  # an event holds 100 levels
 FIX_BYTES_MAX = 4_096
 NOTHING = "Done; the tool returned nothing."
 
@@ -62,7 +63,8 @@ def fix_of(fix: Any) -> dict[str, Any] | None:
         plain = msgspec.json.decode(data)
     except Exception:
         return None
-    return plain if isinstance(plain, dict) and len(data) <= FIX_BYTES_MAX else None
+    flat = data.count(b"[") + data.count(b"{") <= FIX_LEVELS_MAX
+    return plain if isinstance(plain, dict) and len(data) <= FIX_BYTES_MAX and flat else None
 
 
 def describe(error: BaseException) -> str:

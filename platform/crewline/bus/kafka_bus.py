@@ -14,7 +14,7 @@ from crewline.bus.kafka_options import PREFIX, KafkaOptions
 from crewline.bus.kafka_producer import Producer
 from crewline.bus.kafka_reader import KafkaTail, Reader
 from crewline.bus.kafka_wire import Wire
-from crewline.errors import UnknownTopic
+from crewline.errors import BusUnavailable, UnknownTopic
 from crewline.topics import TopicSpec
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class KafkaBus:
         return tail
 
     async def _started(self, reader: Reader, wait_s: float) -> None:
+        if self._closing is not None:
+            raise BusUnavailable(f"the bus at {self.address} is closed")
         self._readers.add(reader)
         try:
             await reader.start(wait_s)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from crewline.bus.base import Bus
 from crewline.client import Answer, Client, Handle, open_address
 from crewline.engine import Engine, EngineOptions
-from crewline.errors import UsageError
+from crewline.errors import CrewlineError, UsageError
 from crewline.marketplace import Marketplace
 from crewline.projection import Frame
 from crewline.records import Reader, Scribe
@@ -176,6 +176,16 @@ class Running:
                 self._start_pool(role.removeprefix("tools."), keyring, bus, store)
         for name, engine in self.engines.items():
             self._tasks[name] = asyncio.create_task(engine.run(), name=name)
+        for task in self._tasks.values():
+            task.add_done_callback(self._role_ended)
+
+    def _role_ended(self, task: asyncio.Task[None]) -> None:
+        """A role that dies must not leave askers waiting for what nobody will write."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.critical("role %s ended: %s: %s", task.get_name(), type(error).__name__, error, exc_info=error)
+        known = error if isinstance(error, CrewlineError) else CrewlineError(f"role {task.get_name()} ended: {error}")
+        self.client.fail(known)
 
     def _engine(self, name: str, role: Any, reader: Reader, bus: Bus, store: MemoryStore) -> None:
         self.engines[name] = Engine(

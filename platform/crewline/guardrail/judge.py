@@ -212,7 +212,8 @@ class Judge:
     def _values(self, state: Conversation, judged: Judgement) -> dict[str, Any]:
         turn = judged.turn
         assert judged.offer is not None
-        untrusted = turn.asked.origin.kind != "user" or any(
+        origins = (turn.asked.origin.kind, *(past.origin for past in state.history))
+        untrusted = any(origin != "user" for origin in origins) or any(
             message.role == "tool" for messages in (turn.messages, *(past.messages for past in state.history))
             for message in messages
         )

@@ -137,6 +137,7 @@ class Guardrail:
             policy_set=policies.name,
             epoch=policies.epoch,
             catalogue=decision.catalogue,
+            effect=spec.effect if spec is not None else "",
             approval=self._asked(call, policies, decision, now_ms) if decision.action == "require_approval" else None,
             by=f"person:{decision.person}" if decision.person is not None else GUARD,
             issued_ms=now_ms,
