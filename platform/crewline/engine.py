@@ -351,7 +351,7 @@ class Engine(Generic[S]):
         return part
 
     async def _belongs(self, mark: Mark, partition: int, begin: int, end: int) -> bool:
-        if mark.next_offset > end or int.from_bytes(mark.carry[:_COUNT_BYTES], "big") != mark.snapshots:
+        if mark.next_offset > end or not _is_whole(mark):
             return False
         if mark.next_offset <= begin or mark.next_offset == 0:
             return True  # nothing of the log is left to compare with: a gap, parked loudly
@@ -453,7 +453,7 @@ class Engine(Generic[S]):
         """
         found = await self._store.snapshots(self.role.name, part.partition, keys)
         mark = await self._store.mark(self.role.name, part.partition)
-        in_step = mark is not None and mark.next_offset == part.stored
+        in_step = mark is not None and mark.next_offset == part.stored and _is_whole(mark)
         if not in_step or any(self._restore(part, raw, snapshot) is None for raw, snapshot in found.items()):
             await self._rebuild(part)
 
@@ -758,7 +758,7 @@ class Engine(Generic[S]):
             return
         # A store that was lost, or went back to an old copy, must not get a new mark over what it lacks.
         there = await self._store.mark(self.role.name, part.partition)
-        if part.stored and (there is None or there.next_offset < part.stored):
+        if part.stored and (there is None or there.next_offset < part.stored or not _is_whole(there)):
             await self._store.drop(self.role.name, part.partition)
             await self._rebuild(part)
         changed, part.changed = part.changed, {}
@@ -810,3 +810,8 @@ class Engine(Generic[S]):
                 del part.keys[raw]
                 part.whole = False
                 excess -= 1
+
+
+def _is_whole(mark: Mark) -> bool:
+    """Return whether the store had every key when the mark was written: one may have been lost just before."""
+    return int.from_bytes(mark.carry[:_COUNT_BYTES], "big") == mark.snapshots
