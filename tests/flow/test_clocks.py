@@ -7,17 +7,19 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 from crewline import RunFailed, tool
 from crewline import events as ev
+from crewline.bus import sqlite
 from crewline.crews import running as running_module
 from crewline.crews.running import Crew, Running
 from crewline.engine import Engine
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.roster import Budgets
-from crewline_agents.base import Reply
+from crewline_agents.base import Reply, StepRequest
 from flow_bench import Bench, PlannedBrain, calls, say, until
 
 paid: list[float] = []
@@ -106,21 +108,25 @@ async def test_verdicts_that_are_over_when_the_pool_sees_them_end_as_clock_skew_
     assert paid == []
 
 
-async def test_a_worker_ahead_by_more_than_the_guardrail_is_given_refuses_at_once_and_runs_nothing(
+async def test_a_worker_whose_clock_is_ahead_gives_up_on_nobody_before_the_logs_time(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Times in the log are the broker's: a clock five minutes ahead sees every deadline in the past."""
+    """What it writes too early does not count: times in the log are the broker's."""
     clocks = {"worker": Clock(FIVE_MINUTES_S), "tools": Clock()}
     crew = bench.crew({"desk": told()}, [pay], guard_s=30.0)
     async with up(crew, bench, clocks, monkeypatch) as roles:
-        answer = await roles["worker"].ask("pay", conversation="c1", timeout=20)
-        async with crew.up(state=bench.state, only=["guardrail"]) as guardrail:
-            await guardrail.ready()
-        ids = await standing(roles["worker"])
+        handle = await roles["worker"].client.publish("pay", agent="desk", intent="c1")
+        await until(lambda: _written(roles["worker"], "c1:t1:s1:c0:x1"))
+        monkeypatch.setattr(running_module, "clock_ms", Clock().ms)
+        async with crew.up(state=bench.state, only=["guardrail"]):
+            answer = await handle.answer(20)
 
-    assert "guard.unavailable" in answer.text
-    assert paid == []
-    assert ids["c1:t1:s1:c0:x1"] == 1
+    assert answer.text == "paid"
+    assert paid == [60]
+
+
+async def _written(running: Running, id: str) -> bool:
+    return (await standing(running))[id] > 0
 
 
 # After a deadline in 200 s was set: what the clock says then, and whether that is past the deadline.
@@ -160,11 +166,12 @@ async def test_an_approvals_deadline_fires_once_however_the_clock_jumps(
 
 
 @pytest.mark.parametrize("jumps", JUMPS)
-async def test_a_turns_deadline_fires_once_however_the_clock_jumps(
+async def test_a_turns_deadline_counts_once_however_the_hosts_clock_jumps(
     bench: Bench, jumps: list[tuple[float, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(running_module, "clock_ms", clock.ms)
+    monkeypatch.setattr(sqlite, "open_bus", partial(sqlite.open_bus, clock_ms=clock.ms))  # the log's time, too
     brain = PlannedBrain(lambda request: _never())
     async with bench.crew({"desk": brain}, budgets=Budgets(wall_s=200.0)).up(state=bench.state) as running:
         handle = await running.client.publish("go", agent="desk", intent="c1")
@@ -178,6 +185,30 @@ async def test_a_turns_deadline_fires_once_however_the_clock_jumps(
 
     assert failure.value.reason_code == "deadline"
     assert (ids["c1:t1:end"], ids["c1:t1:deadline"], len(brain.asked)) == (1, 1, 1)
+
+
+async def test_a_turns_deadline_that_comes_early_by_a_wrong_clock_does_not_count(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, answer_now = Clock(), asyncio.Event()
+
+    async def think(request: StepRequest) -> Reply:
+        await answer_now.wait()
+        return say("in time")
+
+    monkeypatch.setattr(running_module, "clock_ms", clock.ms)
+    brain = PlannedBrain(think)
+    async with bench.crew({"desk": brain}, budgets=Budgets(wall_s=200.0)).up(state=bench.state) as running:
+        handle = await running.client.publish("go", agent="desk", intent="c1")
+        await until(lambda: brain.asked and _armed(running, "worker", "deadline"))
+        await jump(clock, running.engines["worker"], FIVE_MINUTES_S)
+        await until(lambda: _written(running, "c1:t1:deadline"))
+        clock.off_s = 0.0
+        answer_now.set()
+        answer = await handle.answer(20)
+
+    assert answer.text == "in time"
+    assert len(brain.asked) == 1
 
 
 def _armed(running: Running, role: str, kind: str) -> bool:
