@@ -83,6 +83,7 @@ class Reader:
                 return [] if self._closed else batches
             if not self._has_work():
                 await self._wait(left_s)
+        await asyncio.sleep(0)  # whoever polls on and on must not keep the loop to itself
         return []
 
     async def _prepare(self) -> None:

@@ -150,11 +150,15 @@ class Running:
             )
             self._start(keyring, bus, store)
         except BaseException:
-            await self._stack.aclose()
+            await self._stop()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        """End what was started, as far as that came, and close what was opened."""
         for engine in self.engines.values():
             engine.stop()
         market = self._tasks.pop("market", None)
