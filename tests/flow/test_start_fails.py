@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from flow_bench import Bench, PlannedBrain, say
-
 from crewline.bus.sqlite import open_bus
 from crewline.crews.running import Running
 from crewline.topics import TopicSpec
+from flow_bench import Bench, PlannedBrain, say
 
 
 async def test_a_crew_whose_role_cannot_be_made_says_why_and_stops(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
