@@ -35,7 +35,7 @@ _filter = OnceInAWhile()
 
 
 def limit_logs() -> None:
-    """Limit every logger of aiokafka that there is by now. Again: no change."""
+    """Limit every logger of aiokafka, and of the bus on it, that there is by now. Again: no change."""
     for name in list(logging.root.manager.loggerDict):
-        if name == "aiokafka" or name.startswith("aiokafka."):
+        if name == "aiokafka" or name.startswith(("aiokafka.", "crewline.bus.kafka")):
             logging.getLogger(name).addFilter(_filter)  # a parent's filters do not see a child's records

@@ -32,8 +32,10 @@ class KafkaOptions:
     stop_s_max: float = 3.0
 
     # Appending. A failed append's fate is unknown, so the deadline is the caller's, not aiokafka's: an
-    # idempotent producer never gives up.
-    append_s_max: float = 10.0
+    # idempotent producer never gives up. A killed broker's partitions have another leader after 9 s
+    # (`broker.session.timeout.ms`); a batch that waits for longer than that is in a producer that hangs.
+    append_s_max: float = 20.0
+    batch_s_max: float = 12.0
     batch_bytes_max: int = 256 << 10
     compression: Literal["lz4", "none"] = "lz4"
 

@@ -30,7 +30,9 @@ from crewline.topics import partition_of
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.25  # how often deadlines are looked at while something is under way
+LOOK_S = 0.2  # how often deadlines are looked at while something is under way
+SLOW_S = 0.2  # an append that takes longer has us ask whether there is a broker
+PROBE_GAP_S = 0.5
 
 
 class Call:
@@ -92,7 +94,8 @@ class Producer:
         self._discarding: set[asyncio.Task[None]] = set()
         self._look: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._probed_at = 0.0
+        self._probed_at = self._acknowledged_at = 0.0
+        self._away: BusError | None = None  # what the last probe said, if nobody answered
         self._closed = False
         self.rebuilt = 0
 
@@ -181,6 +184,7 @@ class Producer:
                     await self._failed(lane, client, count, error)
                     continue
                 lane.records_max = 10_000
+                self._acknowledged_at, self._away = self._loop.time(), None
                 for offset in range(base, base + count):
                     call, index = lane.queue.popleft()
                     call.stands(index, Position(lane.topic, lane.partition, offset))
@@ -217,7 +221,8 @@ class Producer:
         lane.waiter = waiter
         sent.add_done_callback(lambda done: _copy(done, waiter))
         try:
-            stood = await waiter
+            async with asyncio.timeout(self._options.batch_s_max):
+                stood = await waiter
         finally:
             lane.waiter = None
         if stood.offset < 0:  # written in an earlier attempt: the broker does not say where
@@ -269,16 +274,32 @@ class Producer:
                 except (kafka.KafkaError, OSError, TimeoutError) as error:
                     self._discard(client)
                     failures += 1
-                    log.warning("no producer: %s", in_our_words(error, self._options, "connecting"))
+                    level = logging.WARNING if failures == 1 else logging.DEBUG
+                    log.log(level, "no producer, trying on: %s", in_our_words(error, self._options, "connecting"))
                     await asyncio.sleep(min(2.0, self._options.retry_s * 2**failures))
                 except BaseException:
                     self._discard(client)
                     raise
                 else:
+                    if failures:
+                        log.warning("Kafka at %s answers again", ", ".join(self._options.servers))
                     self._client = client
+                    self._watch(client)
                     self._up.set()
         finally:
             self._building = None
+
+    def _watch(self, client: Any) -> None:
+        """Replace `client` when the task that sends for it has died: it would not say so until the next `send`."""
+        sender = client._sender.sender_task
+        sender.remove_done_callback(client._sender._fail_all)  # it fails itself without a transaction (0.14)
+        sender.add_done_callback(lambda task: self._sender_died(client, task))
+
+    def _sender_died(self, client: Any, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if client is self._client and not self._closed:
+            log.warning("the producer's sender ended (%s); a new producer appends again", error)
+            self.rebuild()
 
     def _new_client(self) -> Any:
         options = self._options
@@ -309,29 +330,31 @@ class Producer:
         if not calls:
             return
         now = self._loop.time()
-        waited_s = now - calls[0].since
-        if waited_s > self._options.append_s_max:
-            late = [call for call in calls if now - call.since > self._options.append_s_max]
-            self._give_up(late, in_our_words(TimeoutError(), self._options, "appending"))
-        elif waited_s > self._options.connect_s_max / 2 and self._probing is None and now - self._probed_at > 1.0:
+        if now - calls[0].since > self._options.append_s_max:
+            self._give_up(now - self._options.append_s_max, in_our_words(TimeoutError(), self._options, "appending"))
+        elif self._away is not None:  # said within 3 s; meanwhile it may come back
+            self._give_up(now - self._options.connect_s_max, self._away)
+        if now - calls[0].since > SLOW_S and self._probing is None and now - self._probed_at > PROBE_GAP_S:
             self._probing = self._loop.create_task(self._probe())
         self._look = self._loop.call_later(LOOK_S, self._look_at_deadlines)
 
     async def _probe(self) -> None:
+        began = self._loop.time()
         try:
             await probe(self._options)
+            self._away = None
         except BusError as error:
-            self._give_up([call for call in self._calls if not call.future.done()], error)
+            if self._acknowledged_at < began:  # else it is only slow, or we are
+                self._away = error
         finally:
             self._probed_at = self._loop.time()
             self._probing = None
 
-    def _give_up(self, calls: Sequence[Call], error: BusError) -> None:
-        given_up = [call for call in calls if not call.future.done()]
-        for call in given_up:
-            call.fail(error)
-        if given_up:
-            self.rebuild()  # the old one would write them later, behind what comes then
+    def _give_up(self, since: float, error: BusError) -> None:
+        """Fail calls made before `since`. What of them is under way may still be written: before anything appended later."""
+        for call in self._calls:
+            if call.since < since and not call.future.done():
+                call.fail(error)
 
     # --- the end -------------------------------------------------------------------------------
 
@@ -360,14 +383,21 @@ class Producer:
 async def _force_close(client: Any, seconds: float) -> None:
     """End a producer that may hang: what it still holds is not sent."""
     client._closed = True
-    sender = client._sender.sender_task
-    if sender is not None:
-        client._message_accumulator.fail_all(kafka.ProducerClosed())
-        sender.cancel()
-    closing = asyncio.ensure_future(client.client.close())
-    await asyncio.wait({closing, *([sender] if sender is not None else [])}, timeout=seconds)
+    net, sender = client.client, client._sender.sender_task
+    net._maybe_wait_metadata = _at_once  # the task that would bring the metadata ends here
+    closing = asyncio.ensure_future(net.close())
+    await asyncio.wait({closing}, timeout=seconds)
     closing.cancel()
     await asyncio.gather(closing, return_exceptions=True)
+    if net._md_update_fut is not None and not net._md_update_fut.done():
+        net._md_update_fut.set_result(False)
+    if sender is not None:
+        sender.cancel()
+        await asyncio.wait({sender}, timeout=seconds)
+
+
+async def _at_once() -> None:
+    """Do not wait."""
 
 
 def _heard(done: asyncio.Future[Any]) -> None:

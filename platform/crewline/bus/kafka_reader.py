@@ -155,7 +155,7 @@ class Reader(ABC):
             await self._prepare()
             if self._closed:
                 return []
-            await self._take_fetched(records_max)
+            await self._take_fetched()
             batches = self._hand_out(records_max)
             left_s = until - loop.time()
             if batches:
@@ -167,7 +167,7 @@ class Reader(ABC):
             await self._wait(left_s)
         return []
 
-    async def _take_fetched(self, records_max: int) -> None:
+    async def _take_fetched(self) -> None:
         """Fill the buffer with what aiokafka has fetched, without waiting. Raises: OffsetOutOfRange, BusError."""
         if self._fetch is not None:
             if not self._fetch.done():
@@ -177,12 +177,10 @@ class Reader(ABC):
             return
         if self._rebalancing:
             return  # getmany would wait for its end, whatever its time-out
-        buffered = sum(map(len, self._buffer.values()))
-        if buffered >= records_max:
-            return
+        # Whoever has nothing buffered is asked for, however much others have: at most one fetch of each is held.
         hungry = [TopicPartition(self.topic, number) for number in self._positions if number not in self._buffer]
         if hungry or not self._positions:  # without partitions too: aiokafka leaves the group of who does not ask
-            await self._absorb(self._client.getmany(*(hungry if buffered else ()), timeout_ms=0))
+            await self._absorb(self._client.getmany(*hungry, timeout_ms=0))
 
     async def _wait(self, seconds: float) -> None:
         if self._fetch is None and not self._rebalancing and self._positions:
