@@ -45,7 +45,7 @@ S = TypeVar("S")
 
 # In a mark's carry, before the role's own: how many keys there must be. The store counts what it has.
 _COUNT_BYTES = 8
-JOIN_POLL_S = 0.05  # how long a poll waits until everything owned is folded
+JOIN_POLL_S = 0.02  # how long the first poll waits while not everything owned is folded; then ever longer
 _TIMERS_MIN = 1_024  # below that, dead timers are left where they are
 
 
@@ -214,6 +214,7 @@ class Engine(Generic[S]):
         self._sends: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._polling: asyncio.Task[Any] | None = None
+        self._join_poll_s = JOIN_POLL_S
         self._ready = asyncio.Event()
         self._wake_at = 0.0
         self._last_snapshot = 0.0
@@ -254,7 +255,10 @@ class Engine(Generic[S]):
 
     async def _poll(self, consumer: Consumer) -> Sequence[Batch]:
         """Wait for records; not for long while this owner is not ready, and not at all once it is to stop."""
-        poll_s = self._options.poll_s if self._ready.is_set() else min(JOIN_POLL_S, self._options.poll_s)
+        poll_s = self._options.poll_s
+        if not self._ready.is_set():
+            poll_s = min(poll_s, self._join_poll_s)
+            self._join_poll_s *= 2  # a member may wait for its share for long
         self._polling = asyncio.current_task()
         try:
             return await consumer.poll(poll_s, records_max=self._options.records_max)
@@ -320,6 +324,7 @@ class Engine(Generic[S]):
             self._parts[partition] = part
             starts[partition] = part.next_offset
         self._ready.clear()
+        self._join_poll_s = JOIN_POLL_S
         return starts
 
     async def _load(self, partition: int, begin: int, end: int) -> _Part[S]:
