@@ -137,9 +137,14 @@ class Scribe:
         return Message(topic, raw_key, None, (("ce_type", TOMBSTONE.encode()), ("seal", seal.encode())))
 
 
+NO_KEY = b"no-key"
+
+
 def held_key(raw: bytes) -> bytes:
-    """Return the key under which a record's conversation is held: its own; or, if that is no UTF-8 or too
-    long, one made from it, so that its rejection can be written and found again."""
+    """Return the key under which a record's conversation is held: its own; or, if that is empty, no UTF-8 or
+    too long, one made from it, so that its rejection can be written and found again."""
+    if not raw:
+        return NO_KEY
     if len(raw) > KEY_BYTES_MAX:
         return f"long-key:{hashlib.sha256(raw).hexdigest()}".encode()
     try:
