@@ -16,10 +16,15 @@ from crewline import events as ev
 from crewline.bus.base import Record
 from crewline.conversation import Conversation, ConversationView, sha256_of, take, worker_pending
 from crewline.errors import RecordInvalid, UnknownEvent
-from crewline.records import Entry, Reader
+from crewline.records import Entry, Reader, held_key
 from crewline_tools.pool_view import PoolState, PoolView
 
+Where = tuple[int, bytes]  # partition and key: what stands on a wrong partition is not the conversation's
 States = list[tuple[int, Any]]  # (offset, state after it), oldest first
+
+
+def _where(record: Record) -> Where:
+    return record.partition, held_key(record.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,13 @@ class Observer:
     on_needed: Callable[[Conversation, Any], None]
     view: ConversationView = field(default_factory=ConversationView)
     pool_view: PoolView = field(default_factory=lambda: PoolView("main"))
-    conversations: dict[bytes, Conversation] = field(default_factory=dict)
-    history: dict[bytes, States] = field(default_factory=dict)
-    pool_states: dict[bytes, PoolState] = field(default_factory=dict)
-    pool_history: dict[bytes, States] = field(default_factory=dict)
+    conversations: dict[Where, Conversation] = field(default_factory=dict)
+    history: dict[Where, States] = field(default_factory=dict)
+    pool_states: dict[Where, PoolState] = field(default_factory=dict)
+    pool_history: dict[Where, States] = field(default_factory=dict)
     standing: set[tuple[int, int]] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)
-    accepted: dict[str, bytes] = field(default_factory=dict)
+    accepted: dict[str, Where] = field(default_factory=dict)
     intents: list[tuple[str, int, int]] = field(default_factory=list)
     ends: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     finished: dict[str, list[ev.TurnFinished]] = field(default_factory=dict)
@@ -87,9 +92,9 @@ class Observer:
     # --- folding -------------------------------------------------------------------------------
 
     def _conversation(self, record: Record) -> None:
-        before = self.conversations.get(record.key)
+        before = self.conversations.get(_where(record))
         if before is None:
-            before = self.view.initial(record.key.decode("utf-8", "surrogateescape"))
+            before = self.view.initial(held_key(record.key).decode())
         try:
             entry = self.reader.read(record)
             took = take(before, entry)
@@ -102,22 +107,22 @@ class Observer:
             state = before
         except RecordInvalid as error:
             state = self.view.reject(before, record, error.code, error.message, parks=False)
-        self.conversations[record.key] = state
-        self.history.setdefault(record.key, []).append((record.offset, state))
+        self.conversations[_where(record)] = state
+        self.history.setdefault(_where(record), []).append((record.offset, state))
         for call in state.turn.calls if state.turn else ():
             if call.status in ("held", "unknown"):
                 self.on_needed(state, call)
 
     def _pool(self, record: Record) -> None:
-        state = self.pool_states.get(record.key) or self.pool_view.initial(record.key.decode("utf-8", "surrogateescape"))
+        state = self.pool_states.get(_where(record)) or self.pool_view.initial(held_key(record.key).decode())
         try:
             state = self.pool_view.fold(state, self.pool_reader.read(record))
         except UnknownEvent:
             pass
         except RecordInvalid as error:
             state = self.pool_view.reject(state, record, error.code, error.message, parks=False)
-        self.pool_states[record.key] = state
-        self.pool_history.setdefault(record.key, []).append((record.offset, state))
+        self.pool_states[_where(record)] = state
+        self.pool_history.setdefault(_where(record), []).append((record.offset, state))
 
     def _stands(self, before: Conversation, after: Conversation, entry: Entry) -> None:
         event = entry.event
@@ -126,7 +131,7 @@ class Observer:
         self.ids.add(entry.id)
         match event:
             case ev.IntentPublished():
-                self.accepted[entry.id] = entry.record.key
+                self.accepted[entry.id] = _where(entry.record)
             case ev.TurnFinished():
                 self.finished.setdefault(event.intent, []).append(event)
             case ev.ModelReplied():
@@ -168,7 +173,7 @@ class Observer:
             answers = len(self.finished.get(intent, ()))
             if answers != 1:
                 waits = self.conversations[key]
-                self.wrong.append(f"intent {intent} has {answers} answers; {key.decode()} waits: {waits.turn and waits.turn.calls}")
+                self.wrong.append(f"intent {intent} has {answers} answers; {key} waits: {waits.turn and waits.turn.calls}")
         for intent, partition, offset in self.intents:
             if intent in self.accepted and not any(
                 where == partition and end > offset for where, end in self.ends.get(intent, ())
@@ -221,12 +226,14 @@ class Observer:
             if not any(offset < granted.offset and said == sha256 for offset, said in self.approved.get(start.call, ())):
                 self.wrong.append(f"{start.execution} paid {amount} and nobody approved these bytes")
 
-    def check_states(self, who: str, states: Iterable[tuple[bytes, bytes]], *, pool: bool, below: int | None = None) -> None:
+    def check_states(
+        self, who: str, partition: int, states: Iterable[tuple[bytes, bytes]], *, pool: bool, below: int | None = None
+    ) -> None:
         """Every state somebody holds is the one that the log gives (`below`: of the records before that offset)."""
         history, view = (self.pool_history, self.pool_view) if pool else (self.history, self.view)
         for key, encoded in states:
-            true: Any = view.initial(key.decode("utf-8", "surrogateescape"))
-            for offset, state in reversed(history.get(key, [])):
+            true: Any = view.initial(key.decode())
+            for offset, state in reversed(history.get((partition, key), [])):
                 if below is None or offset < below:
                     true = state
                     break

@@ -138,6 +138,12 @@ class Broker:
                 self.loop.at(blind_s, member.wake)
             member.wake()
 
+    def wake_all(self) -> None:
+        """Have everybody find out what is theirs."""
+        for group in self.groups.values():
+            for member in group.members:
+                member.wake()
+
     def expel(self, process: Process) -> None:
         """Its session is over: the partitions go to others, and it does not know."""
         for group in self.groups.values():

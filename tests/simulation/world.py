@@ -34,7 +34,7 @@ from crewline_tools.pool import PoolOptions, ToolPool
 from observer import Observer, Start
 from sim_bus import Broker, BusFaults, SimBus
 from sim_store import SimStore, StoreFaults, StoreServer
-from virtual_loop import PROCESS, Process, Stuck, VirtualLoop
+from virtual_loop import PROCESS, Gone, Process, Stuck, VirtualLoop
 
 PARTITIONS = 2
 KEYS = ("c1", "c2", "c3")
@@ -127,6 +127,7 @@ class Simulation:
         self.seed = seed
         self.rng = rng = Random(seed)
         self.loop = VirtualLoop()
+        self.loop.set_exception_handler(self._callback_failed)
         drawn = {kind for kind in TROUBLE if rng.random() < 0.5}
         self.trouble = drawn if trouble is None else set(trouble)
         self.until_s = rng.choice([15.0, 40.0, 120.0])
@@ -247,6 +248,11 @@ class Simulation:
             return
         self._say(f"{machine.process.name}'s {engine.role.name} ended: {task.exception()!r}")
 
+    def _callback_failed(self, loop: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not self.loop.clearing and "callback" in context.get("message", "") and not isinstance(error, Gone):
+            self._say(f"a callback raised {error!r}: {context['message']}")
+
     def _complete(self) -> None:
         """See to it that each role is run by some process."""
         running = {role for machine in self.machines if machine.process.alive for role in machine.roles}
@@ -266,6 +272,7 @@ class Simulation:
         for machine in self.machines:
             machine.process.fuse = None
             machine.process.resume()
+        self.broker.wake_all()
         self._complete()
         self.loop.at(5.0, self._is_it_over)
 
@@ -307,7 +314,7 @@ class Simulation:
             if stored.mark is None or not stored.whole():
                 continue
             states = [(key, snapshot.state[2:]) for key, snapshot in stored.snapshots.items() if snapshot.frozen_at is None]
-            observer.check_states(f"the store for {role} partition {partition} at {stored.mark.next_offset}", states,
+            observer.check_states(f"the store for {role} partition {partition} at {stored.mark.next_offset}", partition, states,
                                   pool=role == "tools.main", below=stored.mark.next_offset)
 
     def _check_engine(
@@ -322,7 +329,7 @@ class Simulation:
             if part.next_offset != end:
                 self.observer.wrong.append(f"{who} is at {part.next_offset} of {end}")
             states = [(key, role.view.encode(held.state)) for key, held in part.keys.items()]
-            self.observer.check_states(who, states, pool=role.name == "tools.main")
+            self.observer.check_states(who, partition, states, pool=role.name == "tools.main")
             if role.name == "guardrail" and part.carry != heads[partition]:
                 self.observer.wrong.append(f"{who} has another audit chain")
         if engine._slots != engine._options.slots:
@@ -423,15 +430,19 @@ class Simulation:
         decide = self._decide if call.status == "held" else self._resolve
         self.loop.at(self.rng.choice([0.5, 5.0, 40.0]), decide, state.id, call.id, self.rng.random())
 
+    def _state(self, key: str) -> Conversation:
+        raw = key.encode()
+        return self.observer.conversations[self.broker.partition(Message(self.topics.conversations, raw, b"")), raw]
+
     def _now(self, key: str, id: str, status: str) -> Call | None:
-        state = self.observer.conversations[key.encode()]
+        state = self._state(key)
         return next((call for call in state.turn.calls if call.id == id and call.status == status), None) if state.turn else None
 
     def _decide(self, key: str, id: str, mood: float) -> None:
         call = self._now(key, id, "held")
         if call is None or call.verdict is None or mood < 0.1:
             return  # nobody looks: the deadline decides
-        state = self.observer.conversations[key.encode()]
+        state = self._state(key)
         assert state.turn is not None
         if mood < 0.3:
             self._sign(state, ev.ApprovalDecided(id, call.judgement, sha256_of('{"amount":999}'), "approve", "boss"))
@@ -449,7 +460,7 @@ class Simulation:
         call = self._now(key, id, "unknown")
         if call is None:
             return
-        state = self.observer.conversations[key.encode()]
+        state = self._state(key)
         if self.happened(id):
             what = "ran" if mood < 0.8 else "give_up"
         else:  # and it cannot start any more: whoever claimed it has been too late for long
@@ -543,13 +554,17 @@ class Simulation:
             return
         record = rng.choice(log)
         headers = dict(record.headers)
-        kind = rng.choice(["copy", "unsealed", "changed", "garbage", "pool", "type"])
+        kind = rng.choice(["copy", "unsealed", "changed", "garbage", "pool", "type", "key", "place"])
         if kind == "unsealed" and b"intent" not in headers.get("ce_type", b""):
             headers.pop("seal", None)
         elif kind == "changed":
             record = record._replace(value=(record.value or b"") + b" ")
         elif kind == "garbage":
             headers = {"x": b"\xff"}
+        elif kind == "key":
+            record = record._replace(key=rng.choice([b"", b"\xff\xfe"]))
+        elif kind == "place":
+            record = record._replace(partition=PARTITIONS - 1 - record.partition)
         elif kind == "type":
             headers["ce_type"] = b"call.resolved"
         elif kind == "pool":
