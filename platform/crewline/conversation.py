@@ -13,6 +13,7 @@ Invariant: the first record of each id is the only one that may count.
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,7 @@ NAME_BYTES_MAX = 1_024  # of what an intent names: where its answer goes
 UNSEALED = "unsealed:"  # in front of the ids of intents that nobody vouches for
 KEPT_TEXT_MAX = 4_000  # characters of a tool's output kept in the history of finished turns
 EXPIRIES_MAX = 3
+SHARED_MAX = 2_048  # folds that roles of one process share
 GIVEN_UP = "call.unknown"  # the code of a call of which nobody will say whether it ran
 
 CallStatus = Literal["judging", "held", "granted", "unknown", "closed"]
@@ -849,19 +851,38 @@ def describe(state: Conversation) -> str:
 
 
 class ConversationView:
-    """The view that the engine is given."""
+    """The view that the engine is given.
+
+    Roles of one process share one: the fold is pure, so what one has folded is the other's answer as
+    well, as long as both came from the very same state by the very same record.
+    """
 
     version = SNAPSHOT_VERSION
 
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Conversation)
+        self._initials: OrderedDict[str, Conversation] = OrderedDict()
+        self._folded: OrderedDict[tuple[int, int], tuple[Conversation, Entry, Conversation]] = OrderedDict()
 
     def initial(self, key: str) -> Conversation:
-        return Conversation(key)
+        state = self._initials.get(key)
+        if state is None:
+            state = self._initials[key] = Conversation(key)
+            if len(self._initials) > SHARED_MAX:
+                self._initials.popitem(last=False)
+        return state
 
     def fold(self, state: Conversation, entry: Entry) -> Conversation:
-        return fold(state, entry)
+        position = (entry.record.partition, entry.record.offset)
+        known = self._folded.get(position)
+        if known is not None and known[0] is state and known[1] is entry:
+            return known[2]
+        after = fold(state, entry)
+        self._folded[position] = (state, entry, after)
+        if len(self._folded) > SHARED_MAX:
+            self._folded.popitem(last=False)
+        return after
 
     def reject(self, state: Conversation, record: Record, code: str, say: str, *, parks: bool) -> Conversation:
         return reject(state, record, code, say, parks=parks)

@@ -73,16 +73,18 @@ class Worker:
         bus: for streamed text, for turns answered before, and for owed answers; results go through the engine.
         market: who offers what.
         clock_ms: wall clock.
+        view: shared with other roles of this process that fold the same log.
     """
 
     name = "worker"
 
     def __init__(
-        self, roster: Roster, *, scribe: Scribe, bus: Bus, market: Market, clock_ms: Callable[[], int]
+        self, roster: Roster, *, scribe: Scribe, bus: Bus, market: Market, clock_ms: Callable[[], int],
+        view: ConversationView | None = None,
     ) -> None:
         self.roster = roster
         self.topic = roster.topics.conversations
-        self.view = ConversationView()
+        self.view = view or ConversationView()
         self._scribe = scribe
         self._bus = bus
         self._market = market

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from crewline.bus.base import Bus
 from crewline.client import Answer, Client, Handle, open_address
+from crewline.conversation import ConversationView
 from crewline.engine import Engine, EngineOptions
 from crewline.errors import CrewlineError, UsageError
 from crewline.marketplace import Marketplace
@@ -111,6 +112,7 @@ class Running:
         self._stack = AsyncExitStack()
         self._bus: Bus | None = None
         self._reader: Reader
+        self._view = ConversationView()
         self._client: Client | None = None
         self._stopping = asyncio.Event()
 
@@ -209,7 +211,9 @@ class Running:
             bus, self.roster, scribe=scribe, reader=Reader(keyring, partitions=1), instance=self.instance,
             load=self._load, changed=self._market_changed,
         )
-        worker = Worker(self.roster, scribe=scribe, bus=bus, market=market, clock_ms=clock_ms)
+        worker = Worker(
+            self.roster, scribe=scribe, bus=bus, market=market, clock_ms=clock_ms, view=self._view
+        )
         self._engine("worker", worker, self._reader, bus, store)
         self._tasks["market"] = asyncio.create_task(market.run(), name="market")
 
@@ -234,6 +238,7 @@ class Running:
             scribe=scribe,
             clock_ms=clock_ms,
             run_fact=facts.run,
+            view=self._view,
             audit=AuditTrail(
                 scribe, clock_ms=clock_ms, audit_topic=self.roster.topics.audit, file=self.state / "audit.jsonl"
             ),

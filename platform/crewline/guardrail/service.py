@@ -37,6 +37,7 @@ class Guardrail:
         scribe: holds the guardrail's Ed25519 key.
         clock_ms: wall clock.
         run_fact: runs a read tool for a fact; None: policies that need facts deny.
+        view: shared with other roles of this process that fold the same log.
         audit: where checkpoints of the hash chain go; None: the chain is kept, no checkpoint is written.
 
     Raises: UsageError if crew and policies do not fit together.
@@ -53,9 +54,10 @@ class Guardrail:
         clock_ms: Callable[[], int],
         run_fact: RunFact | None = None,
         audit: AuditTrail | None = None,
+        view: ConversationView | None = None,
     ) -> None:
         self.topic = roster.topics.conversations
-        self.view: View[Conversation] = ConversationView()
+        self.view: View[Conversation] = view or ConversationView()
         self._scribe = scribe
         self._clock_ms = clock_ms
         self._finder = FactFinder(run_fact) if run_fact is not None else None
