@@ -157,12 +157,13 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     async with crew(options.tools, unsafe=options.unsafe).up(state=folder) as running:
         await running.ready()
         result = await measure(running, options.conversations, options.turns)
+        # Before the log is read back for the floor: that is the benchmark's memory, not the crew's.
+        result["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
         conversations = await read_all(running.bus, "bench.conversations")
         tools = await read_all(running.bus, "bench.tools.main")
     by_turn = bytes_by_turn(conversations + tools, "c-0")
     result["bytes_per_turn_first"] = by_turn[1]
     result["bytes_per_turn_50th"] = by_turn[min(50, options.turns)]
-    result["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
     seconds, cpu = floor(conversations, tools, folder)
     count = options.conversations * options.turns + 55
     result["records_per_turn"] = round((len(conversations) + len(tools)) / count, 2)

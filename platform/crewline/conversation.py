@@ -40,7 +40,7 @@ NAME_BYTES_MAX = 1_024  # of what an intent names: where its answer goes
 UNSEALED = "unsealed:"  # in front of the ids of intents that nobody vouches for
 KEPT_TEXT_MAX = 4_000  # characters of a tool's output kept in the history of finished turns
 EXPIRIES_MAX = 3
-SHARED_MAX = 2_048  # folds that roles of one process share
+SHARED_MAX = 1_024  # folds that roles of one process share
 GIVEN_UP = "call.unknown"  # the code of a call of which nobody will say whether it ran
 
 CallStatus = Literal["judging", "held", "granted", "unknown", "closed"]

@@ -23,7 +23,7 @@ PEOPLE = "people"
 UNSEALED = ""
 TOMBSTONE = "record.deleted"
 
-_READ_MAX = 2_048  # entries a reader remembers
+_READ_MAX = 1_024  # entries a reader remembers
 KEY_BYTES_MAX = 512
 HEADER_BYTES_MAX = 1_024  # ids grow by a few dozen bytes on top of a key
 _ORDINARY = frozenset({DEPLOYMENT})

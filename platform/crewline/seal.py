@@ -36,7 +36,7 @@ _DOMAIN = b"crewline seal v1\n"
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _LENGTHS = struct.Struct(">4I")
-_VERIFIED_MAX = 4_096
+_VERIFIED_MAX = 1_024
 _DERIVED_MAX = 256
 
 

@@ -16,7 +16,7 @@ from crewline.bus.base import Record
 from crewline.bus.sqlite_file import fetch, fetch_one
 from crewline.topics import TopicSpec
 
-CACHE_BYTES_MAX = 8 << 20
+CACHE_BYTES_MAX = 4 << 20
 RECORD_OVERHEAD_BYTES = 400  # of a cached record beside its value: tuple, key, headers
 
 
