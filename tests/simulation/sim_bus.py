@@ -52,6 +52,7 @@ class _Group:
     members: list[SimConsumer] = field(default_factory=list)
     owners: dict[int, SimConsumer] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
+    version: int = 0  # grows whenever partitions are handed out anew
 
 
 class Broker:
@@ -122,6 +123,7 @@ class Broker:
 
     def rebalance(self, group: _Group, *, moving: bool = False) -> None:
         """Hand the partitions out anew (`moving`: to others if there are any). Owners learn of it at their next poll."""
+        group.version += 1
         members = list(group.members)
         before = dict(group.owners)
         group.owners.clear()
@@ -172,6 +174,7 @@ class SimConsumer:
         self._revoked = revoked
         self._closed = False
         self.blind_until = 0.0
+        self._learnt = -1
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
 
@@ -222,11 +225,14 @@ class SimConsumer:
 
     async def _learn_once(self) -> bool:
         group = self._group
+        if self._learnt == group.version:
+            return False
         if self._broker.faults.blind and self._broker.loop.time() < self.blind_until:
             return False
         if self not in group.members:
             await self._give_up(list(self.owned))
             self._broker.join(group, self)
+        version = group.version
         mine = [partition for partition, owner in group.owners.items() if owner is self]
         if lost := [partition for partition in self.owned if partition not in mine]:
             await self._give_up(lost)
@@ -237,7 +243,8 @@ class SimConsumer:
                 self.owned[partition] = None
                 self.position[partition] = starts[partition]
                 self.assigned_end[partition] = ends[partition]
-        return bool(lost or gained)
+        self._learnt = version
+        return True
 
     async def _give_up(self, partitions: list[int]) -> None:
         for partition in partitions:
@@ -249,12 +256,16 @@ class SimConsumer:
 
     def _fetch(self, records_max: int) -> list[Batch]:
         faults, rng = self._broker.faults, self._broker.rng
-        partitions = list(self.owned)
-        rng.shuffle(partitions)
+        logs, position = self._broker.logs[self._group.topic], self.position
+        partitions = [partition for partition in self.owned if len(logs[partition]) != position[partition]]
+        if not partitions:
+            return []
+        if len(partitions) > 1:
+            rng.shuffle(partitions)
         batches = []
         for partition in partitions:
-            log = self._broker.logs[self._group.topic][partition]
-            start = self.position[partition]
+            log = logs[partition]
+            start = position[partition]
             if start > len(log):
                 raise OffsetOutOfRange(f"{self._group.topic} partition {partition} ends at {len(log)}, not {start}")
             end = min(len(log), start + records_max)
