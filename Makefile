@@ -41,8 +41,8 @@ test-kafka: $(READY)  ## the bus's contract on a real broker, started and stoppe
 	scripts/kafka start --port $(KAFKA_PORT) --dir $(KAFKA_DIR) && \
 	CREWLINE_TEST_KAFKA=127.0.0.1:$(KAFKA_PORT) $(BIN)/python -m pytest tests/contract/test_bus.py -k kafka $(ARGS)
 
-simulate: $(READY)  ## seeded simulations of crashes, repeats and zombies (ARGS for pytest)
-	$(BIN)/python -m pytest tests/simulation $(ARGS)
+simulate: $(READY)  ## seeded simulations of crashes, repeats and zombies (SECONDS_TO_RUN=600, ARGS)
+	$(BIN)/python tests/simulation/run.py --seconds $${SECONDS_TO_RUN:-600} $(ARGS)
 
 bench: $(READY)  ## throughput of whole turns, then the kill test
 	$(BIN)/python benchmarks/turns.py --conversations 50 --turns 20 --tools 1

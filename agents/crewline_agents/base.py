@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
-
 from crewline.events import CallText as CallText
 from crewline.events import Usage as Usage
 

@@ -55,7 +55,7 @@ _HOMES = {
     "Verbatim": "crewline_tools.functions",
     "tool": "crewline_tools.functions",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

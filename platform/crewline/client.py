@@ -20,7 +20,6 @@ import msgspec
 
 from crewline import events as ev
 from crewline.bus.base import Bus, Message, Position, Record
-from crewline.conversation import sha256_of
 from crewline.errors import BusUnavailable, CrewlineError, NotFound, RunFailed, UsageError
 from crewline.projection import Frame, OpenCall, Projection, frame_of
 from crewline.records import PEOPLE, Entry, Reader, Scribe

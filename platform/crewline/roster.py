@@ -13,7 +13,6 @@ from crewline_tools.builtin import delegate_spec, handoff_spec
 from crewline.events import Capability
 from crewline.topics import CrewTopics
 
-
 HISTORY = 20  # turns a brain sees, unless its agent says otherwise
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from crewline import events as ev
 from crewline import RunFailed, tool
+from crewline import events as ev
 from crewline.bus.base import Message
-from crewline_agents.base import CallText, Reply, Usage
 from crewline.crews.running import Running, clock_ms
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.records import Scribe
 from crewline.seal import Keyring, load_keys
 from crewline.topics import partition_of
+from crewline_agents.base import CallText, Reply, Usage
 from flow_bench import Bench, PlannedBrain, calls, say, until
 
 paid: list[float] = []

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from crewline import Answer, Crew
 from crewline.testing import until
 
