@@ -792,6 +792,9 @@ class Engine(Generic[S]):
         if written:
             part.stored = marked
             self._forget_idle(part)
+        else:
+            # Another owner's mark is above. Should the store go back behind that, these are to be written again.
+            part.changed = {**changed, **part.changed}
 
     def _encoded(self, part: _Part[S], raw: bytes, held: _Key[S]) -> bytes:
         """Encode a state. One that cannot be kept (a bug of the fold) ends its conversation, not this process."""
