@@ -67,6 +67,7 @@ class Broker:
         self.writers: dict[tuple[str, int, int], Process | None] = {}
         self.groups: dict[tuple[str, str], _Group] = {}
         self.observers: list[Any] = []
+        self.consumers: list[SimConsumer] = []
         self._partitions: dict[tuple[bytes, int], int] = {}
 
     @property
@@ -142,9 +143,8 @@ class Broker:
 
     def wake_all(self) -> None:
         """Have everybody find out what is theirs."""
-        for group in self.groups.values():
-            for member in group.members:
-                member.wake()
+        for consumer in self.consumers:
+            consumer.wake()
 
     def expel(self, process: Process) -> None:
         """Its session is over: the partitions go to others, and it does not know."""
@@ -427,6 +427,7 @@ class SimBus:
         joined = self.broker.groups.setdefault((topic, group), _Group(topic))
         consumer = SimConsumer(self, joined, assigned, revoked)
         self.consumers.append(consumer)
+        self.broker.consumers.append(consumer)
         self.broker.join(joined, consumer)
         return consumer
 
