@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from crewline import RunFailed, conversation, events, tool
+from crewline import RunFailed, events, tool
 from crewline.bus.base import Message
-from crewline.conversation import describe
+from crewline.conversation import describe, folding
 from crewline.crews.running import Crew, Running
 from crewline.engine import EngineOptions
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
@@ -197,12 +197,12 @@ def know_pauses(patch: pytest.MonkeyPatch) -> None:
 
 def newer_fold(running: Running, patch: pytest.MonkeyPatch) -> Message:
     """Return a turn's start that needs the next version of the fold."""
-    started = events.TurnStarted(2, "i-2", "desk", "2", conversation.FOLD_VERSION + 1, events.Limits(10, 4, 50, deadline_ms=2**52))
+    started = events.TurnStarted(2, "i-2", "desk", "2", folding.FOLD_VERSION + 1, events.Limits(10, 4, 50, deadline_ms=2**52))
     return scribe_of(running).message(running.roster.topics.conversations, "c1", started, id="c1:t2", run="i-2")
 
 
 def fold_more(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(conversation, "FOLD_VERSION", conversation.FOLD_VERSION + 1)
+    patch.setattr(folding, "FOLD_VERSION", folding.FOLD_VERSION + 1)
 
 
 @pytest.mark.parametrize(("record", "upgrade"), [(newer_type, know_pauses), (newer_fold, fold_more)])

@@ -15,9 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import crewline_tools.pool as pool
-from crewline import conversation, engine
+from crewline import engine
 from crewline import events as ev
 from crewline.bus.base import Record
+from crewline.conversation import calls, folding
+from crewline.conversation.calls import call_of
 from crewline.engine import Engine
 from crewline.errors import StoreError
 from crewline_memory.base import Mark, Snapshot
@@ -210,7 +212,7 @@ def last_result_wins(patch: Patch) -> None:
             state = changed(state, turn=changed(turn, calls=(), messages=turn.messages[:-1]))
         return real(state, entry, event)
 
-    real = patch.item(conversation._FOLDS, ev.ModelReplied, replied)
+    real = patch.item(folding._FOLDS, ev.ModelReplied, replied)
 
 
 def a_repeated_intent_is_a_new_turn(patch: Patch) -> None:
@@ -218,7 +220,7 @@ def a_repeated_intent_is_a_new_turn(patch: Patch) -> None:
         after = real(changed(state, finished=()), entry, event)
         return None if after is None else changed(after, finished=state.finished)
 
-    real = patch.item(conversation._FOLDS, ev.IntentPublished, intent)
+    real = patch.item(folding._FOLDS, ev.IntentPublished, intent)
 
 
 def a_deadline_closes_unsafe_calls(patch: Patch) -> None:
@@ -226,21 +228,21 @@ def a_deadline_closes_unsafe_calls(patch: Patch) -> None:
         after = real(changed(call, verdict=None), turn)
         return changed(after, verdict=call.verdict)
 
-    real = patch.set(conversation, "_dropped", dropped)
+    real = patch.set(calls, "_dropped", dropped)
 
 
 def an_approval_is_for_any_bytes(patch: Patch) -> None:
     def decided(state: Any, entry: Any, event: Any) -> Any:
-        call = conversation._call(state, event.call)
+        call = call_of(state, event.call)
         if call is not None and call.verdict is not None:
             event = changed(event, args_sha256=call.verdict.args_sha256)
         return real(state, entry, event)
 
-    real = patch.item(conversation._FOLDS, ev.ApprovalDecided, decided)
+    real = patch.item(folding._FOLDS, ev.ApprovalDecided, decided)
 
 
 def a_refusal_after_the_verdict_counts(patch: Patch) -> None:
-    patch.set(conversation, "_overtaken", lambda *of: False)
+    patch.set(folding, "_overtaken", lambda *of: False)
 
 
 def a_verdict_names_no_execution(patch: Patch) -> None:
@@ -252,7 +254,7 @@ def a_verdict_names_no_execution(patch: Patch) -> None:
     def names(self: Any, key: str, request: Any, verdict: Any) -> Any:
         return real(self, key, request, changed(verdict, execution=request.execution))
 
-    patch.set(conversation, "_next_execution", next_execution)
+    patch.set(folding, "_next_execution", next_execution)
     real = patch.set(Verifier, "_names", names)
 
 
