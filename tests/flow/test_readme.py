@@ -82,10 +82,11 @@ def test_two_replays_are_the_same(tried: Path) -> None:
     assert "issue_refund held: Refunds above 50 USD need a person" in first.stdout + first.stderr
 
 
-def test_a_crew_that_init_writes_holds_its_refund(tmp_path: Path) -> None:
+def test_a_crew_that_init_writes_passes_its_tests_and_holds_its_refund(tmp_path: Path) -> None:
     crewline("init", "my-crew", folder=tmp_path)
     folder = tmp_path / "my-crew"
 
+    assert "3 passed" in run(sys.executable, "-m", "pytest", folder=folder).stdout
     asked = crewline("run", ".", "My lamp arrived broken, order A-1001", "--user", "u-7", "--offline", folder=folder, status=7)
 
     assert "issue_refund held" in asked.stderr
