@@ -482,9 +482,13 @@ class Simulation:
     def _provoke(self, record: Record) -> None:
         """Have trouble come where it hurts: around claims, and while an unsafe call may be running."""
         rng = self.rng
-        if self.trouble_over or record.topic != self.topics.tools("main") or rng.random() > 0.4:
+        if self.trouble_over or rng.random() > 0.4:
             return
         kind = header(record.headers, "ce_type")
+        if kind == "turn.started" and "cancel" in self.trouble and rng.random() < 0.3:
+            self.loop.at(0.0, self._cancel, record.key.decode())
+        if record.topic != self.topics.tools("main"):
+            return
         if "rebalance" in self.trouble and kind == "call.requested":
             group = self.broker.groups[record.topic, f"{CREW}.pool"]
             self.loop.at(rng.choice([0.0, 0.0, 0.005]), partial(self.broker.rebalance, group, moving=True))
@@ -493,7 +497,9 @@ class Simulation:
         machine = next((each for each in self.machines if each.process is self.broker.writers[record[:3]]), None)
         if kind in ("call.started", "call.done") and machine is not None and machine.process.state == "running":
             kinds = [each for each in ("crash", "pause") if each in self.trouble]
-            if kinds and rng.random() < 0.7:
+            if kind == "call.started" and {"pause", "rebalance"} <= self.trouble and rng.random() < 0.5:
+                self._light(machine, self._miss_its_time)
+            elif kinds and rng.random() < 0.7:
                 self._light(machine, self._kill if rng.choice(kinds) == "crash" else self._freeze)
 
     def _light(self, machine: Machine, then: Callable[[Machine], None]) -> None:
@@ -513,6 +519,15 @@ class Simulation:
     def _pause(self) -> None:
         if (machine := self._victim()) is not None:
             self._light(machine, self._freeze)
+
+    def _miss_its_time(self, machine: Machine) -> None:
+        """It sleeps with a claim in its hands; another settles the call; it wakes and reads on as if it were the owner."""
+        machine.process.pause()
+        self.loop.at(25.0, machine.process.resume)
+        self.broker.rebalance(self.broker.groups[self.topics.tools("main"), f"{CREW}.pool"], moving=True)
+        for consumer in machine.bus.consumers:
+            consumer.blind_until = self.loop.time() + 60.0
+            self.loop.at(60.0, consumer.wake)
 
     def _freeze(self, machine: Machine) -> None:
         machine.process.pause()
