@@ -38,6 +38,7 @@ class Agent:
     max_steps: int = 10
     history: int = HISTORY
     price: Price | None = None
+    attempts: int | None = None  # of a step, its model's failures counted; None: the crew's
 
 
 @dataclass(frozen=True, slots=True)

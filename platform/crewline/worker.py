@@ -116,7 +116,7 @@ class Worker:
             deadline_ms = min(deadline_ms, asked.deadline_ms)
         limits = ev.Limits(
             max_steps=declared.max_steps if declared else 1,
-            attempts=self.roster.attempts,
+            attempts=declared.attempts if declared and declared.attempts else self.roster.attempts,
             tool_calls=_least(budgets.tool_calls, grant.tool_calls if grant else None) or 0,
             tokens=_least(budgets.tokens, grant.tokens if grant else None),
             cost_usd=_least(budgets.cost_usd, grant.cost_usd if grant else None),

@@ -27,22 +27,31 @@ def check(
     from crewline.cli.output import CONFIG, Output
     from crewline.cli.session import crew_files
     from crewline.cli.text import count
-    from crewline.crews import check_crew
+    from crewline.crews import check_crew, effective_policies, load_crew, not_yet
 
     settings = globals_.of(context)
     out = Output(settings)
     paths = crew_files(files)
     problems = [problem for path in paths for problem in check_crew(path, overlay or ())]
+    configs = [] if problems else [load_crew(path, overlays=overlay or (), resolve=False) for path in paths]
+    later = [each for config in configs for each in not_yet(config)]
     errors = sum(strict or problem.severity == "error" for problem in problems)
     if settings.json or format == "json":
         out.document({"ok": errors == 0, "files": [str(path) for path in paths],
-                      "problems": [as_document(each) for each in problems]})
+                      "problems": [as_document(each) for each in problems],
+                      "not_yet": [as_document(each) for each in later]})
     else:
         for problem in problems:
             out.put(as_github(problem) if format == "github" else str(problem))
         names = ", ".join(map(str, paths))
         if not problems:
             out.say(f"{names}: no problems", tone="green")
+            for config in configs:
+                rows = [(row.tool, row.effect, row.says) for row in effective_policies(config)]
+                if rows and format == "text":
+                    out.table(("tool", "effect", "policy"), rows)
+            for each in later:
+                out.say(f"`crewline up` refuses for now: {each}")
         else:
             out.say(f"{names}: {count(errors, 'error')}, {count(len(problems) - errors, 'warning')}")
     if errors:

@@ -44,7 +44,7 @@ def demo(*, state: Path, kill: bool, yes: bool, show: Callable[[Frame], None], s
 
     Raises: RunFailed if the crew does not answer; CrewlineError if the payment was not made once.
     """
-    state.mkdir(parents=True, exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.environ["SHOP_DB"] = str(state / "shop.db")
     if kill:
         os.environ["SHOP_BANK_S"] = str(BANK_S)

@@ -49,8 +49,6 @@ def crew_of(config: CrewConfig, *, offline: bool = False) -> Crew:
     tools = _tools(config)
     specs = tools.specs()
     run = config.guardrails.budgets.run
-    entry = config.model_name(config.entry, offline=offline)
-    model = config.models[entry]
     roster = Roster(
         crew=config.name,
         version=config.version,
@@ -58,7 +56,6 @@ def crew_of(config: CrewConfig, *, offline: bool = False) -> Crew:
         tools=specs,
         namespace=config.bus.topic_prefix or config.name,
         budgets=Budgets(run.tool_calls, run.wall_time, run.tokens, run.cost_usd),
-        attempts=model.retries + 1 if isinstance(model, OpenAIModel) else 4,
         entry=config.entry,
     )
     return Crew(roster, tools, _policies(config), config=config, partitions=config.bus.partitions)
@@ -101,6 +98,7 @@ def _agents(config: CrewConfig, *, offline: bool) -> dict[str, Agent]:
             max_steps=agent.max_steps,
             history=agent.memory.history,
             price=Price(prices.input, prices.output) if prices is not None else None,
+            attempts=model.retries + 1 if isinstance(model, OpenAIModel) else None,
         )
     return agents
 

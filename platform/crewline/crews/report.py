@@ -76,6 +76,8 @@ def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("agents", name, "brain"), f"'brain: {agent.brain}'"
         if agent.memory.recall > 0:
             yield ("agents", name, "memory", "recall"), "'recall' (long-term memory)"
+        if agent.memory.scope != "conversation":
+            yield ("agents", name, "memory", "scope"), f"'scope: {agent.memory.scope}' (long-term memory)"
         if agent.memory.write:
             yield ("agents", name, "memory", "write"), "'write' (long-term memory)"
     if config.mcp_servers:
@@ -95,6 +97,12 @@ def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield ("triggers",), "'triggers'"
     if config.memory.store == "redis":
         yield ("memory", "store"), "'store: redis'"
+    for field, value in (("path", config.memory.path), ("retention", config.memory.retention)):
+        if value is not None:
+            yield ("memory", field), f"'memory.{field}'"
+    for field in ("host", "port", "token"):
+        if field in config.console.model_fields_set:
+            yield ("console", field), f"'console.{field}' (the web console)"
 
 
 def _says(config: CrewConfig, tool: str, effect: Effect) -> str:

@@ -138,6 +138,8 @@ class Running:
 
         await self._stack.__aenter__()
         try:
+            # What people say stands in there: for nobody else on this machine.
+            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             make_keys(self.state / "keys")
             keyring = load_keys(self.state / "keys")
             self._bus = bus = await open_address(f"embedded:{self.state}")
