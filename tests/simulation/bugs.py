@@ -22,6 +22,7 @@ from crewline.conversation import calls, folding
 from crewline.conversation.calls import call_of
 from crewline.engine import Engine
 from crewline.errors import StoreError
+from crewline.records import Reader
 from crewline_memory.base import Mark, Snapshot
 from crewline_tools import pool_view
 from crewline_tools.pool import ToolPool
@@ -70,8 +71,7 @@ def own_append_counts_at_once(patch: Patch) -> None:
                 if message.topic == self.role.topic and message.key == raw:
                     record = Record(message.topic, part.partition, part.next_offset, self._clock_ms(), raw, message.value,
                                     message.headers)
-                    reader = super(type(self._reader), self._reader)
-                    held.state = self.role.view.fold(held.state, reader.read(record))
+                    held.state = self.role.view.fold(held.state, Reader.check(self._reader, record))
                     part.dirty[raw] = None
         await real(self, outbox)
 

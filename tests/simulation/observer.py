@@ -207,10 +207,10 @@ class Observer:
             if granted is None or granted.safe or granted.tool in ("delegate", "handoff", "decline"):
                 continue
             for outcome in outcomes:
-                ran = bool(starts.get(execution))
-                if ran and outcome.outcome in ("refused", "revoked", "abandoned"):
+                happened = execution in starts
+                if happened and outcome.outcome in ("refused", "revoked", "abandoned"):
                     self.wrong.append(f"{execution} ran, and the log says {outcome.outcome} {outcome.code}")
-                if not ran and outcome.outcome == "ok":
+                if not happened and outcome.outcome == "ok":
                     self.wrong.append(f"{execution} did not run, and the log says it did")
 
     def _check_verdict(self, start: Start) -> None:

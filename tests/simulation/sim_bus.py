@@ -262,7 +262,7 @@ class SimConsumer:
             return []
         if len(partitions) > 1:
             rng.shuffle(partitions)
-        batches = []
+        batches: list[Batch] = []
         for partition in partitions:
             log = logs[partition]
             start = position[partition]

@@ -106,7 +106,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Call `callback` outside of all processes, `delay_s` from now."""
         return self.call_at(self._now + delay_s, callback, *args, context=WORLD)
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         raise AssertionError("no threads in here")
 
     def clear_away(self) -> None:

@@ -58,7 +58,7 @@ def _keyring() -> Keyring:
     for who, seed in seeds.items():
         half = bytes(SigningKey(seed).verify_key)
         public[f"{who}-{key_id(half)}"] = half
-    return Keyring(deployment=b"d" * 32, public=public, **seeds)
+    return Keyring(deployment=b"d" * 32, public=public, guard=seeds["guard"], people=seeds["people"])
 
 
 KEYRING = _keyring()
