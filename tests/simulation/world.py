@@ -486,14 +486,14 @@ class Simulation:
             return
         kind = header(record.headers, "ce_type")
         if kind == "turn.started" and "cancel" in self.trouble and rng.random() < 0.3:
-            self.loop.at(0.0, self._cancel, record.key.decode())
+            self.loop.at(0.0, self._cancel, record.key.decode(errors="replace"))
         if record.topic != self.topics.tools("main"):
             return
         if "rebalance" in self.trouble and kind == "call.requested":
             group = self.broker.groups[record.topic, f"{CREW}.pool"]
             self.loop.at(rng.choice([0.0, 0.0, 0.005]), partial(self.broker.rebalance, group, moving=True))
         if kind == "call.requested" and "cancel" in self.trouble and rng.random() < 0.5:
-            self.loop.at(rng.choice([0.0, 0.005, 0.02, 0.1]), self._cancel, record.key.decode())
+            self.loop.at(rng.choice([0.0, 0.005, 0.02, 0.1]), self._cancel, record.key.decode(errors="replace"))
         machine = next((each for each in self.machines if each.process is self.broker.writers[record[:3]]), None)
         if kind in ("call.started", "call.done") and machine is not None and machine.process.state == "running":
             kinds = [each for each in ("crash", "pause") if each in self.trouble]
