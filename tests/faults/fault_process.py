@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import crewline.bus.sqlite
-import crewline.engine
+import crewline.engine.loop
+import crewline.engine.ownership
 import crewline_tools.pool
 from crewline import ToolContext, tool
 from crewline.crashpoints import reach
@@ -105,7 +106,8 @@ def stop_at(name: str, times: int) -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
-    crewline.engine.reach = crewline_tools.pool.reach = reach_or_stop  # type: ignore[attr-defined]
+    for module in (crewline.engine.loop, crewline.engine.ownership, crewline_tools.pool):
+        module.reach = reach_or_stop  # type: ignore[attr-defined]
 
 
 async def serve() -> None:

@@ -79,7 +79,7 @@ def own_append_counts_at_once(patch: Patch) -> None:
 
 
 def effects_before_catching_up(patch: Patch) -> None:
-    patch.set(engine._Part, "caught_up", property(lambda self: True))
+    patch.set(engine.Part, "caught_up", property(lambda self: True))
 
 
 def effects_in_mid_batch(patch: Patch) -> None:
