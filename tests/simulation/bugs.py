@@ -15,12 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import crewline_tools.pool as pool
-from crewline import engine
 from crewline import events as ev
 from crewline.bus.base import Record
 from crewline.conversation import calls, folding
 from crewline.conversation.calls import call_of
-from crewline.engine import Engine
+from crewline.engine import Engine, ownership
 from crewline.errors import StoreError
 from crewline.records import Reader
 from crewline_memory.base import Mark, Snapshot
@@ -39,7 +38,8 @@ class Patch:
         self._undo: list[Callable[[], None]] = []
 
     def set(self, target: Any, name: str, value: Any) -> Any:
-        """Replace an attribute; return what it was."""
+        """Replace an attribute where it is defined (in a base class, it may be); return what it was."""
+        target = next((each for each in getattr(target, "__mro__", ()) if name in each.__dict__), target)
         before = target.__dict__[name]
         self._undo.append(lambda: setattr(target, name, before))
         setattr(target, name, value)
@@ -79,7 +79,7 @@ def own_append_counts_at_once(patch: Patch) -> None:
 
 
 def effects_before_catching_up(patch: Patch) -> None:
-    patch.set(engine.Part, "caught_up", property(lambda self: True))
+    patch.set(ownership.Part, "caught_up", property(lambda self: True))
 
 
 def effects_in_mid_batch(patch: Patch) -> None:
@@ -123,7 +123,7 @@ def snapshots_forget_what_is_pending(patch: Patch) -> None:
     def snapshot(state: bytes, pending: bool, acked: Any = (), frozen_at: Any = None) -> Snapshot:
         return Snapshot(state, False, acked, frozen_at)
 
-    patch.set(engine, "Snapshot", snapshot)
+    patch.set(ownership, "Snapshot", snapshot)
 
 
 def a_failing_store_costs_a_batch(patch: Patch) -> None:
