@@ -18,7 +18,7 @@ Role = Literal["user", "assistant", "tool"]
 Finish = Literal["stop", "tool_calls", "length"]
 
 
-class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a brain said in one step: text, calls, or both; or a refusal."""
 
     text: str = ""
@@ -30,7 +30,7 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True):
     echo: dict[str, Any] | None = None
 
 
-class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One message of the history that a brain sees.
 
     role user: `text`. role assistant: `text`, `calls`, `echo`. role tool: `call_id` and `text` (the

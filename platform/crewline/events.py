@@ -30,11 +30,14 @@ from crewline.errors import RecordInvalid, UnknownEvent
 Headers = tuple[tuple[str, bytes], ...]
 
 
-class Data(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A part of an event's data."""
+class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A part of an event's data.
+
+    `gc=False`, here and on states: they are trees and hold no cycles, so the collector need not walk them.
+    """
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of all events. `TYPE` is the `ce_type` on the wire."""
 
     TYPE: ClassVar[str] = ""
@@ -612,7 +615,7 @@ EVENTS: Mapping[str, type[Event]] = {
 # --- the envelope ------------------------------------------------------------------------------
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """An event with the CloudEvents attributes that matter here. `run` is the correlation id, `cause`
     the causation id; `seal` is unchecked."""
 

@@ -43,7 +43,7 @@ Place = tuple[int, int]
 _PLACE = re.compile(r":t([1-9]\d{0,8}):s([1-9]\d{0,8}):c\d{1,6}")
 
 
-class State(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
+class State(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True, gc=False):
     """Base of the parts of a pool's state."""
 
 

@@ -14,7 +14,7 @@ from crewline import events as ev
 CallStatus = Literal["judging", "held", "granted", "unknown", "closed"]
 
 
-class State(msgspec.Struct, frozen=True, omit_defaults=True):
+class State(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of the parts of a conversation's state."""
 
 
