@@ -56,10 +56,11 @@ class MemoryStore(Protocol):
         ...
 
     async def write(
-        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot]
+        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot], *, after: int = 0
     ) -> bool:
         """Write all of it in one transaction; return False, writing nothing, if a mark at or above
-        `mark.next_offset` is stored. `mark.snapshots` is filled in by the store.
+        `mark.next_offset` is stored, or none at or above `after` (an old copy was put back: it lacks
+        what the writer relies on). `mark.snapshots` is filled in by the store.
 
         Raises: StoreError if the store is away or full: nothing was written.
         """

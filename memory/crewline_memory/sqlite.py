@@ -114,7 +114,7 @@ class SQLiteStore:
         return await self._run(job)
 
     async def write(
-        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot]
+        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot], *, after: int = 0
     ) -> bool:
         part = (self.namespace, role, partition)
         rows = [
@@ -124,7 +124,8 @@ class SQLiteStore:
 
         def job(connection: apsw.Connection) -> bool:
             stored = _mark(connection, part)
-            if stored is not None and stored.next_offset >= mark.next_offset:
+            at = stored.next_offset if stored is not None else 0
+            if (stored is not None and at >= mark.next_offset) or at < after:
                 return False
             count = stored.snapshots if stored is not None else 0
             for start in range(0, len(rows), ROWS_MAX):

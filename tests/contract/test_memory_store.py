@@ -127,3 +127,13 @@ async def test_a_closed_store_says_so(store: MemoryStore) -> None:
 
     with pytest.raises(StoreError, match="closed"):
         await store.mark("worker", 0)
+
+
+async def test_a_write_that_relies_on_what_is_not_there_any_more_is_refused(store: MemoryStore) -> None:
+    await store.write("worker", 0, Mark(5, "id-4"), {b"a": IDLE})
+
+    assert not await store.write("worker", 0, Mark(9, "id-8"), {b"b": OPEN}, after=7), "an old copy was put back"
+    assert await store.mark("worker", 0) == Mark(5, "id-4", 1)
+    assert await store.snapshots("worker", 0, [b"b"]) == {}
+    assert await store.write("worker", 0, Mark(9, "id-8"), {b"b": OPEN}, after=5)
+    assert not await store.write("guardrail", 0, Mark(3), {b"a": IDLE}, after=1), "all of it is gone"

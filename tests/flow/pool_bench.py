@@ -134,7 +134,9 @@ class NoStore:
     async def snapshots(self, role: str, partition: int, keys: Sequence[bytes]) -> dict[bytes, Snapshot]:
         return {}
 
-    async def write(self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot]) -> bool:
+    async def write(
+        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot], *, after: int = 0
+    ) -> bool:
         return True
 
     async def drop(self, role: str, partition: int) -> None: ...

@@ -76,7 +76,9 @@ class DictStore:
         found = self.parts.get((role, partition))
         return {key: found[1][key] for key in keys if key in found[1]} if found else {}
 
-    async def write(self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot]) -> bool:
+    async def write(
+        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot], *, after: int = 0
+    ) -> bool:
         before, kept = self.parts.get((role, partition), (Mark(-1), {}))
         if mark.next_offset <= before.next_offset:
             return False

@@ -166,7 +166,9 @@ def a_lost_store_is_written_over(patch: Patch) -> None:
 def put_if_newer_per_key(patch: Patch) -> None:
     """The store checks no mark: a zombie's older states replace newer ones, key by key."""
 
-    async def write(self: Any, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot]) -> bool:
+    async def write(
+        self: Any, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot], *, after: int = 0
+    ) -> bool:
         await self._network()
         stored: _Stored = self._server.part(role, partition)
         stored.snapshots.update(snapshots)

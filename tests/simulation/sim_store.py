@@ -16,10 +16,8 @@ Part = tuple[str, int]
 
 @dataclass
 class StoreFaults:
-    """`between`: an old copy may come back right between an owner's look at the mark and its write. No engine
-    can notice that, for the contract has no compare-and-set: `write` would have to name the mark it follows."""
+    """`fails`, `slow`: how likely a call fails, or takes long. Old copies come back at any moment."""
 
-    between: bool = False
     on: bool = True
     fails: float = 0.02
     slow: float = 0.2
@@ -42,7 +40,6 @@ class StoreServer:
         self.rng = rng
         self.faults = faults
         self.parts: dict[Part, _Stored] = {}
-        self.went_back = 0
         self._old: dict[Part, list[_Stored]] = {}
 
     def part(self, role: str, partition: int) -> _Stored:
@@ -57,7 +54,6 @@ class StoreServer:
 
     def go_back(self) -> None:
         """An old copy is restored, of everything or of one part."""
-        self.went_back += 1
         parts = [part for part, old in self._old.items() if old]
         if self.rng.random() < 0.5:
             parts = parts[:1]
@@ -79,7 +75,6 @@ class SimStore:
     def __init__(self, server: StoreServer, process: Process) -> None:
         self._server = server
         self._process = process
-        self._looked: dict[Part, int] = {}
 
     async def _network(self) -> None:
         server = self._server
@@ -98,7 +93,6 @@ class SimStore:
     async def mark(self, role: str, partition: int) -> Mark | None:
         await self._network()
         stored = self._server.part(role, partition)
-        self._looked[role, partition] = self._server.went_back
         return stored.mark if stored.whole() else None
 
     async def pending(self, role: str, partition: int) -> dict[bytes, Snapshot]:
@@ -111,12 +105,14 @@ class SimStore:
         stored = self._server.part(role, partition).snapshots
         return {key: stored[key] for key in keys if key in stored}
 
-    async def write(self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot]) -> bool:
+    async def write(
+        self, role: str, partition: int, mark: Mark, snapshots: Mapping[bytes, Snapshot], *, after: int = 0
+    ) -> bool:
         await self._network()
         stored = self._server.part(role, partition)
         if stored.mark is not None and stored.mark.next_offset >= mark.next_offset:
             return False
-        if not self._server.faults.between and self._looked.get((role, partition)) != self._server.went_back:
+        if (stored.mark.next_offset if stored.mark is not None else 0) < after:
             return False
         stored.snapshots.update(snapshots)
         stored.mark = replace(mark, snapshots=len(stored.snapshots))

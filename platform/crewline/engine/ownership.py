@@ -300,7 +300,7 @@ class Ownership(Generic[S]):
         mark = Mark(part.next_offset, part.id_before, 0, part.known.to_bytes(_COUNT_BYTES, "big") + part.carry)
         marked = part.next_offset
         try:
-            written = await self._store.write(self.role.name, part.partition, mark, snapshots)
+            written = await self._store.write(self.role.name, part.partition, mark, snapshots, after=part.stored)
         except StoreError:
             part.changed = {**changed, **part.changed}
             raise
@@ -315,7 +315,7 @@ class Ownership(Generic[S]):
             part.stored = marked
             self._forget_idle(part)
         else:
-            # Another owner's mark is above. Should the store go back behind that, these are to be written again.
+            # Another owner's mark is above, or the store has just gone back: these are to be written again.
             part.changed = {**changed, **part.changed}
 
     def _encoded(self, part: Part[S], raw: bytes, held: Key[S]) -> bytes:
