@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,6 +26,7 @@ from world import Simulation
 
 PROGRESS_S = 5.0
 TRACE_LINES_MAX = 400
+SEEDS_MAX = 10**9
 
 
 def show(seed: int, *, trouble: tuple[str, ...] | None) -> bool:
@@ -43,6 +47,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--count", type=int, default=None, help="at most so many schedules")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that run schedules")
     parser.add_argument("--seed", type=int, default=None, help="only this one, with its log")
     parser.add_argument("--bug", choices=sorted(BUGS), default=None)
     options = parser.parse_args()
@@ -53,26 +58,52 @@ def main() -> int:
         return search(options, trouble)
 
 
+def work(seeds: range, until: float, trouble: tuple[str, ...] | None, results: Any) -> None:
+    """Run one schedule after the other and report each: (seed, what went wrong). Then None."""
+    for seed in seeds:
+        if time.monotonic() > until:
+            break
+        results.put((seed, Simulation(seed, trouble=trouble).run().wrong))
+    results.put(None)
+
+
 def search(options: argparse.Namespace, trouble: tuple[str, ...] | None) -> int:
     began = said = time.monotonic()
-    seed, failed = options.first, []
-    while time.monotonic() - began < options.seconds and (options.count is None or seed - options.first < options.count):
-        result = Simulation(seed, trouble=trouble).run()
-        if result.wrong:
+    done, failed = 0, []
+    last = options.first + (options.count or SEEDS_MAX)
+    fork = multiprocessing.get_context("fork")  # so that a planted bug is planted there as well
+    results = fork.Queue()
+    workers = [
+        fork.Process(
+            target=work, daemon=True,
+            args=(range(options.first + n, last, options.jobs), began + options.seconds, trouble, results),
+        )
+        for n in range(options.jobs)
+    ]
+    for worker in workers:
+        worker.start()
+    running = len(workers)
+    while running and not (failed and options.bug):
+        result = results.get()
+        if result is None:
+            running -= 1
+            continue
+        seed, wrong = result
+        done += 1
+        if wrong:
             failed.append(seed)
-            print(f"seed {seed}: {result.wrong[0][:300]}", flush=True)
-            if options.bug:
-                break
-        seed += 1
+            print(f"seed {seed}: {wrong[0][:300]}", flush=True)
         if time.monotonic() - said > PROGRESS_S:
             said = time.monotonic()
-            print(f"{seed - options.first:,} schedules, {len(failed)} failed", flush=True)
+            print(f"{done:,} schedules, {len(failed)} failed", flush=True)
     took_s = time.monotonic() - began
+    for worker in workers:
+        worker.terminate()
     if failed:
-        show(failed[0], trouble=trouble)
+        show(min(failed), trouble=trouble)
     print(json.dumps({
-        "schedules": seed - options.first, "per_minute": round((seed - options.first) / took_s * 60),
-        "failures": len(failed), "seed": failed[0] if failed else None,
+        "schedules": done, "per_minute": round(done / took_s * 60),
+        "failures": len(failed), "seed": min(failed, default=None),
     }))
     return int(bool(failed) is not bool(options.bug))
 
