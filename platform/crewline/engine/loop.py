@@ -228,7 +228,7 @@ class Engine(Ownership[S]):
     def _act(self, part: Part[S], raw: bytes, held: Key[S], effect: Effect) -> None:
         try:
             acted = self.role.act(effect, held.state)
-        except Exception:
+        except Exception:  # a bug of the role: said, and tried again; other effects go on
             log.exception("%s: effect %s failed; trying again", self.role.name, effect.id)
             held.failures += 1
             self._later(part, raw, effect, self._backoff(held.failures))
@@ -260,7 +260,7 @@ class Engine(Ownership[S]):
             messages = await work
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # a bug of the role: said, and tried again; other effects go on
             log.exception("%s: effect %s failed; trying again", self.role.name, effect.id)
             held.failures += 1
             self._later(part, raw, effect, self._backoff(held.failures))
