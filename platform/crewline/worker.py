@@ -31,6 +31,7 @@ from crewline.errors import BusError, CrewlineError, ModelError, RecordInvalid, 
 from crewline.expressions import Expression
 from crewline.records import Scribe
 from crewline.roster import HISTORY, Agent, Roster
+from crewline.topics import partition_of
 
 log = logging.getLogger("crewline.worker")
 
@@ -182,15 +183,10 @@ class Worker:
 
     async def _copy(self, state: Conversation, offset: int) -> Sequence[Message]:
         """Append a standing record once more, byte for byte, for whoever asks again."""
-        partition = await self._partition(state)
+        partition = partition_of(state.id.encode(), await self._bus.partitions(self.topic))
         batch = await self._bus.read(self.topic, partition, offset, records_max=1)
         record = batch.records[0]
         return [Message(self.topic, record.key, record.value, record.headers)]
-
-    async def _partition(self, state: Conversation) -> int:
-        from crewline.topics import partition_of
-
-        return partition_of(state.id.encode(), await self._bus.partitions(self.topic))
 
     def _deadline(self, effect: Effect, state: Conversation) -> Acted:
         turn = _turn(state)

@@ -59,8 +59,8 @@ def look(what: str) -> str:
 
 @tool(effect="read", timeout="60s")
 async def linger() -> str:
-    """Take its time."""
-    await asyncio.sleep(60)
+    """Wait until it is stopped."""
+    await asyncio.Event().wait()
     return "rested"
 
 @tool(effect="destructive", idempotent=True)

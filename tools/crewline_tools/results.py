@@ -61,7 +61,7 @@ def fix_of(fix: Any) -> dict[str, Any] | None:
     try:
         data = msgspec.json.encode(fix, enc_hook=_plain)
         plain = msgspec.json.decode(data)
-    except Exception:
+    except Exception:  # a foreign object may raise anything when it is looked at
         return None
     flat = data.count(b"[") + data.count(b"{") <= FIX_LEVELS_MAX
     return plain if isinstance(plain, dict) and len(data) <= FIX_BYTES_MAX and flat else None
@@ -71,7 +71,7 @@ def describe(error: BaseException) -> str:
     """Return an exception's type and message, even if its `__str__` fails."""
     try:
         message = str(error)
-    except Exception:
+    except Exception:  # its `__str__` is foreign code too
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
@@ -87,5 +87,5 @@ def _plain(value: Any) -> Any:
 def _repr(value: Any) -> str:
     try:
         return repr(value)
-    except Exception:
+    except Exception:  # its `__repr__` is foreign code too
         return f"<{type(value).__name__}>"

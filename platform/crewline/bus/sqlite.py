@@ -410,7 +410,7 @@ class SQLiteBus:
         for reader in list(self._readers):
             try:
                 await reader.close()
-            except Exception:
+            except Exception:  # its callbacks are the caller's code; the others are closed all the same
                 log.exception("closing a reader of %s", reader.topic.name)
         background = [task for task in (self._sweeping, self._ticking, self._refreshing) if task is not None]
         for task in background:

@@ -33,7 +33,7 @@ class _Handler(logging.Handler):
         try:
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
-        except Exception:
+        except Exception:  # as in logging's own handlers: a log line must not end the command
             self.handleError(record)
 
 

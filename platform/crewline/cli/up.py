@@ -113,7 +113,7 @@ def _say_ready(running: Running, out: Output) -> None:
 
 async def _tell(running: Running, tail: Tail, out: Output) -> None:
     """Print a line when a turn starts, ends, or a call waits for somebody."""
-    from crewline.errors import BusError
+    from crewline.errors import BusError, CrewlineError
     from crewline.projection import frame_of
     from crewline.records import Reader
 
@@ -126,7 +126,7 @@ async def _tell(running: Running, tail: Tail, out: Output) -> None:
                 for record in batch.records:
                     try:
                         frame = frame_of(record, stands=None, event=reader.read(record).event)
-                    except Exception:
+                    except CrewlineError:  # forged, or of a newer version: shown as such
                         frame = frame_of(record, stands=False)
                     if frame.event_id not in seen and (line := happening(frame)):
                         seen.add(frame.event_id)

@@ -96,7 +96,7 @@ class Guardrail:
             if judged.facts and not judged.denied:
                 return self._with_facts(effect, state, judge, judged)
             return self._verdict(effect, state, call, judge, judge.end(judged, {}, []))
-        except Exception:
+        except Exception:  # fail closed: whatever went wrong, the call is denied
             return self._failed(effect, state, call, judge)
 
     async def _with_facts(
@@ -109,7 +109,7 @@ class Guardrail:
                 facts, missing = await self._finder.look_up(judge.policies, judged.facts, judged.values, judge.injects)
                 decision = judge.end(judged, facts, missing)
             return self._verdict(effect, state, judged.call, judge, decision)
-        except Exception:
+        except Exception:  # fail closed: whatever went wrong, the call is denied
             return self._failed(effect, state, judged.call, judge)
 
     # --- verdicts ------------------------------------------------------------------------------
