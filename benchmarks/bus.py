@@ -21,8 +21,8 @@ from pathlib import Path
 import apsw
 from crewline.bus.base import Message
 from crewline.bus.sqlite import SQLiteBus, open_bus
-from crewline.bus.sqlite_file import connect, encode_headers, insert_sql, records_sql
-from crewline.bus.sqlite_writer import CHECKPOINT_BYTES
+from crewline.bus.sqlite.file import connect, encode_headers, insert_sql, records_sql
+from crewline.bus.sqlite.writer import CHECKPOINT_BYTES
 from crewline.topics import TopicSpec, partition_of
 
 TOPIC = "bench.conversations"

@@ -20,7 +20,7 @@ from crewline import crashpoints
 from crewline.bus import sqlite
 from crewline.bus.base import Message, Record
 from crewline.bus.sqlite import SQLiteBus, open_bus
-from crewline.bus.sqlite_file import connect
+from crewline.bus.sqlite.file import connect
 from crewline.errors import BusUnavailable, LogDamaged, UsageError
 from crewline.topics import TopicSpec
 

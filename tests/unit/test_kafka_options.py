@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 from crewline.bus.kafka import open_bus
-from crewline.bus.kafka_admin import Topic, differences, settings
-from crewline.bus.kafka_logs import OnceInAWhile
-from crewline.bus.kafka_options import KafkaOptions, parse_address
+from crewline.bus.kafka.admin import Topic, differences, settings
+from crewline.bus.kafka.logs import OnceInAWhile
+from crewline.bus.kafka.options import KafkaOptions, parse_address
 from crewline.errors import BusUnavailable, UsageError
 from crewline.topics import TopicSpec
 
@@ -72,7 +72,7 @@ def test_every_difference_of_a_topic_is_named() -> None:
 
 def test_a_line_of_the_log_that_repeats_itself_is_counted_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("crewline.bus.kafka_logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("crewline.bus.kafka.logs.time.monotonic", lambda: now[0])
     limit = OnceInAWhile()
 
     def line() -> logging.LogRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from crewline.bus.kafka_sharing import Claim, share
+from crewline.bus.kafka.sharing import Claim, share
 
 
 def settle(claims: dict[str, Claim], partitions: int) -> list[dict[str, list[int]]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from crewline.bus.base import Message
 from crewline.bus.sqlite import SQLiteBus, open_bus
-from crewline.bus.sqlite_groups import quota
-from crewline.bus.sqlite_sweep import STEP_RECORDS, SWEEP_S, claim
+from crewline.bus.sqlite.groups import quota
+from crewline.bus.sqlite.sweep import STEP_RECORDS, SWEEP_S, claim
 from crewline.errors import OffsetOutOfRange
 from crewline.topics import TopicSpec
 

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Int64, Schema, String
 
-from crewline.bus.kafka_wire import Wire
+from crewline.bus.kafka.wire import Wire
 
 
 class DescribeLogDirsResponse(Response):  # type: ignore[misc]  # aiokafka has no types

@@ -21,8 +21,8 @@ import apsw
 
 from crewline.bus.base import Message, Position, Record
 from crewline.bus.bell import Bell
-from crewline.bus.sqlite_catalog import RECORD_OVERHEAD_BYTES, Catalog, Partition, Topic, look_at_ends
-from crewline.bus.sqlite_file import (
+from crewline.bus.sqlite.catalog import RECORD_OVERHEAD_BYTES, Catalog, Partition, Topic, look_at_ends
+from crewline.bus.sqlite.file import (
     ROWS_MAX,
     advance_sql,
     encode_headers,

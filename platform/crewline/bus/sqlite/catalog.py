@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from crewline.bus.base import Record
-from crewline.bus.sqlite_file import fetch, fetch_one
+from crewline.bus.sqlite.file import fetch, fetch_one
 from crewline.topics import TopicSpec
 
 CACHE_BYTES_MAX = 4 << 20

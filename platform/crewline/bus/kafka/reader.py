@@ -21,8 +21,8 @@ from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition
 
 from crewline.bus.base import Batch
-from crewline.bus.kafka_options import KafkaOptions, ms
-from crewline.bus.kafka_wire import NOT_ALLOWED, Wire, in_our_words, out_of_range, record_of
+from crewline.bus.kafka.options import KafkaOptions, ms
+from crewline.bus.kafka.wire import NOT_ALLOWED, Wire, in_our_words, out_of_range, record_of
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 
-from crewline.bus.kafka_options import KafkaOptions, ms
+from crewline.bus.kafka.options import KafkaOptions, ms
 from crewline.errors import BusUnavailable
 
 log = logging.getLogger(__name__)

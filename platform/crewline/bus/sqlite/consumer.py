@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 
 import apsw
 
-from crewline.bus import sqlite_groups as groups
 from crewline.bus.base import Assigned, Batch, Revoked
-from crewline.bus.sqlite_catalog import Member, Partition, Topic
-from crewline.bus.sqlite_reader import Wanted, out_of_range, read_batches
+from crewline.bus.sqlite import groups
+from crewline.bus.sqlite.catalog import Member, Partition, Topic
+from crewline.bus.sqlite.reader import Wanted, out_of_range, read_batches
 from crewline.errors import BusError, OffsetOutOfRange, UsageError
 
 POLL_GAP_S_MAX = 300.0  # a member that does not poll for longer gives its partitions up, as on Kafka

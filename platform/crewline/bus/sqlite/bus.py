@@ -1,15 +1,4 @@
-"""The embedded log: one file, no server, any number of processes of one host.
-
-sqlite.py           SQLiteBus: what `Bus` promises, put together from
-sqlite_file.py      the file's layout, pragmas and errors
-sqlite_catalog.py   what this process knows of it: topics, ends, the newest records
-sqlite_writer.py    the one thread that writes: group commit
-sqlite_reader.py    reading what is not in memory
-sqlite_consumer.py  tails and members of groups
-sqlite_groups.py    who owns what, who is dead
-sqlite_sweep.py     retention and compaction
-bell.py             waking other processes
-"""
+"""SQLiteBus: the embedded log, put together."""
 
 from __future__ import annotations
 
@@ -25,7 +14,6 @@ from typing import Any, TypeVar
 
 import apsw
 
-from crewline.bus import sqlite_groups as groups
 from crewline.bus.base import (
     RECORD_BYTES_MAX,
     Assigned,
@@ -37,12 +25,13 @@ from crewline.bus.base import (
     TopicInfo,
 )
 from crewline.bus.bell import Bell
-from crewline.bus.sqlite_catalog import Catalog, Topic, View, look
-from crewline.bus.sqlite_consumer import Reader, SQLiteConsumer, SQLiteTail
-from crewline.bus.sqlite_file import FILE, connect, fetch, fetch_one, in_our_words, records_sql
-from crewline.bus.sqlite_reader import Wanted, read_batches
-from crewline.bus.sqlite_sweep import SWEEP_S, TOMBSTONE_S, claim, sweep
-from crewline.bus.sqlite_writer import Call, Offsets, Writer, route
+from crewline.bus.sqlite import groups
+from crewline.bus.sqlite.catalog import Catalog, Topic, View, look
+from crewline.bus.sqlite.consumer import Reader, SQLiteConsumer, SQLiteTail
+from crewline.bus.sqlite.file import FILE, connect, fetch, fetch_one, in_our_words, records_sql
+from crewline.bus.sqlite.reader import Wanted, read_batches
+from crewline.bus.sqlite.sweep import SWEEP_S, TOMBSTONE_S, claim, sweep
+from crewline.bus.sqlite.writer import Call, Offsets, Writer, route
 from crewline.errors import BusError, BusUnavailable, RecordTooLarge, TopicMismatch, UnknownTopic, UsageError
 from crewline.topics import TopicSpec
 

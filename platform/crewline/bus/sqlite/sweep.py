@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 
 import apsw
 
-from crewline.bus.sqlite_catalog import Catalog, Partition
-from crewline.bus.sqlite_file import fetch, fetch_one
+from crewline.bus.sqlite.catalog import Catalog, Partition
+from crewline.bus.sqlite.file import fetch, fetch_one
 
 STEP_RECORDS = 500
 KEYS_MAX = 20_000  # held in memory by one pass of compaction

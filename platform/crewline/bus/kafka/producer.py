@@ -22,9 +22,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
 
 from crewline.bus.base import RECORD_BYTES_MAX, Message, Position
-from crewline.bus.kafka_options import KafkaOptions, ms
-from crewline.bus.kafka_probe import probe
-from crewline.bus.kafka_wire import NOT_ALLOWED, Wire, in_our_words
+from crewline.bus.kafka.options import KafkaOptions, ms
+from crewline.bus.kafka.probe import probe
+from crewline.bus.kafka.wire import NOT_ALLOWED, Wire, in_our_words
 from crewline.errors import BusError, BusUnavailable, RecordTooLarge, UnknownTopic
 from crewline.topics import partition_of
 

@@ -21,9 +21,9 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.structs import TopicPartition
 
 from crewline.bus.base import RECORD_BYTES_MAX, GroupLag, TopicInfo
-from crewline.bus.kafka_options import ms
-from crewline.bus.kafka_sizes import log_bytes
-from crewline.bus.kafka_wire import Wire
+from crewline.bus.kafka.options import ms
+from crewline.bus.kafka.sizes import log_bytes
+from crewline.bus.kafka.wire import Wire
 from crewline.errors import BusUnavailable, OffsetOutOfRange, TopicMismatch, UsageError
 from crewline.topics import DAY_S, TopicSpec
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import apsw
 
 from crewline.bus.base import Batch, Record
-from crewline.bus.sqlite_catalog import Partition
-from crewline.bus.sqlite_file import decode_headers, fetch
+from crewline.bus.sqlite.catalog import Partition
+from crewline.bus.sqlite.file import decode_headers, fetch
 from crewline.errors import OffsetOutOfRange
 
 READ_BYTES_MAX = 8 << 20  # of one batch; at least one record comes whatever its size

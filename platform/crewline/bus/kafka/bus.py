@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Mapping, Sequence
 from types import TracebackType
 
 from crewline.bus.base import Assigned, Batch, GroupLag, Message, Position, Revoked, TopicInfo
-from crewline.bus.kafka_admin import Admin
-from crewline.bus.kafka_consumer import KafkaConsumer
-from crewline.bus.kafka_options import PREFIX, KafkaOptions
-from crewline.bus.kafka_producer import Producer
-from crewline.bus.kafka_reader import KafkaTail, Reader
-from crewline.bus.kafka_wire import Wire
+from crewline.bus.kafka.admin import Admin
+from crewline.bus.kafka.consumer import KafkaConsumer
+from crewline.bus.kafka.options import PREFIX, KafkaOptions
+from crewline.bus.kafka.producer import Producer
+from crewline.bus.kafka.reader import KafkaTail, Reader
+from crewline.bus.kafka.wire import Wire
 from crewline.errors import BusUnavailable, UnknownTopic
 from crewline.topics import TopicSpec
 

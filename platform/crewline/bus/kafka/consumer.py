@@ -20,10 +20,10 @@ from aiokafka import ConsumerRebalanceListener
 from aiokafka.structs import TopicPartition
 
 from crewline.bus.base import Assigned, Revoked
-from crewline.bus.kafka_options import ms
-from crewline.bus.kafka_reader import Reader, new_client
-from crewline.bus.kafka_sharing import Assignor, Claim
-from crewline.bus.kafka_wire import Wire, in_our_words, out_of_range
+from crewline.bus.kafka.options import ms
+from crewline.bus.kafka.reader import Reader, new_client
+from crewline.bus.kafka.sharing import Assignor, Claim
+from crewline.bus.kafka.wire import Wire, in_our_words, out_of_range
 from crewline.errors import OffsetOutOfRange, UsageError
 
 log = logging.getLogger(__name__)

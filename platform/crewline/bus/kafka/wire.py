@@ -21,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from crewline.bus.base import Batch, Record
-from crewline.bus.kafka_options import KafkaOptions, ms
+from crewline.bus.kafka.options import KafkaOptions, ms
 from crewline.errors import BusError, BusUnavailable, OffsetOutOfRange, RecordTooLarge, UnknownTopic
 
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import apsw
 
 from crewline.bus.base import GroupLag
-from crewline.bus.sqlite_catalog import Catalog, Member, look
-from crewline.bus.sqlite_file import fetch, fetch_one
+from crewline.bus.sqlite.catalog import Catalog, Member, look
+from crewline.bus.sqlite.file import fetch, fetch_one
 
 
 def quota(member: str, owned: Mapping[str, int], partitions: int) -> int:

@@ -1,0 +1,17 @@
+"""The log on Apache Kafka: what `Bus` promises, over aiokafka.
+
+opening.py   open_bus: the address, the options, the probe, then the bus
+options.py   KafkaOptions: every setting, once, with its reason
+probe.py     is there a broker, may we in, can we reach what it advertises: an answer within 3 s
+wire.py      single requests and their errors in our words: metadata, offsets, a fetch without waiting
+admin.py     topics with the right settings, or each difference; the lag of every group
+bus.py       KafkaBus, put together from these and from
+producer.py  appending: order, deadlines, a new producer after any failure
+reader.py    fetching, buffering and sharing out fairly: tails
+consumer.py  members of groups: callbacks from within `poll`, a clean leave
+sharing.py   who gets which partition: sticky, and given only after its owner has let go
+logs.py      aiokafka's log, each line at most once in a while
+"""
+
+from crewline.bus.kafka.opening import open_bus as open_bus
+from crewline.bus.kafka.options import KafkaOptions as KafkaOptions
