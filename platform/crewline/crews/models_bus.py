@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from crewline.crews.models_base import Strict
-from crewline.crews.values import Secret, Switch, Text, TopicName, Whole
+from crewline.crews.values import PythonName, Secret, Switch, Text, TopicName, Whole
 
 
 class EmbeddedBus(Strict):
@@ -18,12 +18,22 @@ class EmbeddedBus(Strict):
     partitions: Whole = Field(default=12, ge=1, le=1_000)
 
 
-class Sasl(Strict):
-    """How to sign in to Kafka, in Kafka's own words."""
+class PasswordSasl(Strict):
+    """Signing in to Kafka with a password; the mechanism is in Kafka's own words."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
     username: Text
     password: Secret
+
+
+class TokenSasl(Strict):
+    """Signing in to Kafka with a token, which a function of yours returns at each connection."""
+
+    mechanism: Literal["OAUTHBEARER"]
+    token: PythonName
+
+
+Sasl = Annotated[PasswordSasl | TokenSasl, Field(discriminator="mechanism")]
 
 
 class Tls(Strict):

@@ -2,6 +2,7 @@
 
 opening.py   open_bus: the address, the options, the probe, then the bus
 options.py   KafkaOptions: every setting, once, with its reason
+security.py  TLS from files, tokens, and no secret in a log
 probe.py     is there a broker, may we in, can we reach what it advertises: an answer within 3 s
 wire.py      single requests and their errors in our words: metadata, offsets, a fetch without waiting
 admin.py     topics with the right settings, or each difference; the lag of every group

@@ -29,9 +29,11 @@ async def open_bus(address: str, options: KafkaOptions | None = None) -> KafkaBu
     from crewline.bus.kafka.bus import KafkaBus
     from crewline.bus.kafka.logs import limit_logs
     from crewline.bus.kafka.probe import probe
+    from crewline.bus.kafka.security import hide_secrets_in_logs
 
     assert aiokafka and cramjam
     limit_logs()
+    hide_secrets_in_logs()
     options = replace(options, servers=servers) if options is not None else KafkaOptions(servers)
     await probe(options)
     bus = KafkaBus(options)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ssl import SSLContext
 from typing import Any, Literal
 
+from crewline.bus.kafka.security import TokenCallback, token_provider
 from crewline.errors import UsageError
 
 PREFIX = "kafka://"
@@ -22,8 +23,8 @@ class KafkaOptions:
     ssl_context: SSLContext | None = None
     sasl_mechanism: str = "PLAIN"
     username: str | None = None
-    password: str | None = None
-    token_provider: Any = None  # aiokafka.abc.AbstractTokenProvider, for OAUTHBEARER
+    password: str | None = field(default=None, repr=False)
+    token: TokenCallback | None = field(default=None, repr=False)  # for OAUTHBEARER
 
     connect_s_max: float = 2.5  # whoever asks hears within 3 s that nobody answers
     request_s_max: float = 10.0
@@ -70,7 +71,7 @@ class KafkaOptions:
             "sasl_mechanism": self.sasl_mechanism,
             "sasl_plain_username": self.username,
             "sasl_plain_password": self.password,
-            "sasl_oauth_token_provider": self.token_provider,
+            "sasl_oauth_token_provider": token_provider(self.token) if self.token is not None else None,
         }
 
     def client(self) -> dict[str, Any]:
