@@ -27,11 +27,11 @@ check: $(READY)  ## lint, types, who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: $(READY)  ## every test
+test: $(READY)  ## every test, on a real Kafka and Redis (Java 17, redis-server; Maven the first time)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(READY)  ## unit and contract tests: no services, seconds
-	$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
+test-fast: $(READY)  ## unit and contract tests: no servers, seconds
+	$(BIN)/python -m pytest tests/unit tests/contract -m "not servers" $(ARGS)
 
 KAFKA_PORT ?= 19092
 KAFKA_DIR ?= .crewline/kafka-test

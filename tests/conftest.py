@@ -1,0 +1,69 @@
+"""What all tests share: the real servers. Started when the first selected test asks, ended with the tests.
+
+A server that is not there is an error, not a reason to skip. `-m "not servers"` leaves out the tests that need one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from servers import KafkaServer, RedisServer, ServerAbsent
+
+Server = TypeVar("Server", KafkaServer, RedisServer)
+
+# A test that asks for one of these gets the marker `servers`. One that asks by `getfixturevalue` bears it itself.
+FIXTURES = {"kafka_address", "redis_url", "redis_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and FIXTURES & set(item.fixturenames):
+            item.add_marker("servers")
+
+
+@pytest.fixture(scope="session")
+def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Kafka broker, `kafka://HOST:PORT`: use topics of your own.
+
+    $CREWLINE_TEST_KAFKA names one that runs already (HOST:PORT).
+    """
+    if running := os.environ.get("CREWLINE_TEST_KAFKA"):
+        yield f"kafka://{running}"
+        return
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+    try:
+        yield _started(server).address
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a redis-server that keeps nothing on disk: use a namespace of your own."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    try:
+        yield _started(server).url
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A redis-server of the test's own, to stop, kill and start again."""
+    server = RedisServer(tmp_path / "redis")
+    try:
+        yield _started(server)
+    finally:
+        server.kill()
+
+
+def _started(server: Server) -> Server:
+    try:
+        return server.start()
+    except ServerAbsent as error:
+        absent = str(error)
+    pytest.fail(absent, pytrace=False)
