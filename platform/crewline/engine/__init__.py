@@ -12,7 +12,7 @@ when it is the next one to fold. Three rules carry the rest:
 * An effect is over when the fold no longer returns it. An owed one (a record for another topic) is
   over for this owner when the bus has acknowledged it; that is remembered with the snapshot.
 
-base.py       what an engine is given (View, Role, Effect, EngineOptions)
+base.py       what an engine is given (View, Role, Effect, EngineOptions), and who may watch it (Observer)
 ownership.py  what it means to own partitions: take over, fold, write back
 loop.py       Engine: poll, derive effects, run them, append, keep timers
 """
@@ -20,6 +20,8 @@ loop.py       Engine: poll, derive effects, run them, append, keep timers
 from crewline.engine.base import Acted as Acted
 from crewline.engine.base import Effect as Effect
 from crewline.engine.base import EngineOptions as EngineOptions
+from crewline.engine.base import Noted as Noted
+from crewline.engine.base import Observer as Observer
 from crewline.engine.base import Role as Role
 from crewline.engine.base import View as View
 from crewline.engine.loop import Engine as Engine

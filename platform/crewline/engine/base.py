@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from crewline.bus.base import Message, Record
 from crewline.records import Entry
 
 S = TypeVar("S")
+Seen = TypeVar("Seen", contravariant=True)
 
 
 class Effect(NamedTuple):
@@ -79,6 +81,26 @@ class Role(Protocol[S]):
 
     def checkpoint(self, partition: int, next_offset: int, carry: bytes) -> Sequence[Message]:
         """Return records about the partition as a whole, after a batch was folded; usually none."""
+        ...
+
+
+Noted = Literal["record_rejected", "append_failed", "store_failed", "store_rebuilt"]
+
+
+class Observer(Protocol[Seen]):
+    """Told what an engine does, for metrics, traces and logs. It is quick, writes nothing, and never raises."""
+
+    def folded(self, before: Seen, after: Seen, entry: Entry, *, live: bool) -> None:
+        """A record was folded, in the order of its partition. `live`: it came after this owner took over;
+        the others an owner before it may have seen already."""
+        ...
+
+    def noted(self, what: Noted) -> None:
+        """Something went wrong that the engine goes on from."""
+        ...
+
+    def context(self, effect: Effect, state: Seen) -> Context:
+        """Return the context in which an effect is run."""
         ...
 
 

@@ -84,6 +84,7 @@ class Engine(Ownership[S]):
                     if self._parts and all(part.caught_up for part in self._parts.values()):
                         self._ready.set()
                 except (BusError, StoreError) as error:
+                    self._note_failed(error)
                     log.warning("%s: %s; trying again", self.role.name, error)
                     await self._pause(self._options.retry_s_max / 10)
         finally:
@@ -150,6 +151,7 @@ class Engine(Ownership[S]):
                 if self._stopping.is_set():
                     raise
                 failures += 1
+                self._note_failed(error)
                 log.warning("%s: partitions %s cannot be loaded: %s; trying again", self.role.name, partitions, error)
                 await self._pause(self._backoff(failures))
 
@@ -165,6 +167,7 @@ class Engine(Ownership[S]):
             try:
                 await self._write_snapshot(part)
             except (BusError, StoreError) as error:
+                self._note_failed(error)
                 log.warning("%s: no snapshot at hand-over: %s; the next owner folds more", self.role.name, error)
 
     # --- after each poll ------------------------------------------------------------------------
@@ -226,8 +229,10 @@ class Engine(Ownership[S]):
             self._act(part, raw, held, effect)
 
     def _act(self, part: Part[S], raw: bytes, held: Key[S], effect: Effect) -> None:
+        context = None if self.observer is None else self.observer.context(effect, held.state)
+        act = self.role.act
         try:
-            acted = self.role.act(effect, held.state)
+            acted = act(effect, held.state) if context is None else context.run(act, effect, held.state)
         except Exception:  # a bug of the role: said, and tried again; other effects go on
             log.exception("%s: effect %s failed; trying again", self.role.name, effect.id)
             held.failures += 1
@@ -236,7 +241,7 @@ class Engine(Ownership[S]):
         if isinstance(acted, Coroutine):
             if effect.slot:
                 self._slots -= 1
-            task = asyncio.create_task(self._await(part, raw, held, effect, acted), name=effect.id)
+            task = asyncio.create_task(self._await(part, raw, held, effect, acted), name=effect.id, context=context)
             # Not in a `finally` of the task's own: one that is cancelled before it began never gets there.
             task.add_done_callback(lambda task: self._ended(held, effect, acted, task))
             held.tasks[effect.id] = task
@@ -361,11 +366,13 @@ class Engine(Ownership[S]):
                     await asyncio.gather(*(self._append([item]) for item in outbox))
                     return
                 failures += 1
+                self._note("append_failed")
                 log.error("%s: %s", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
                 outbox = [item for item in outbox if self._is_wanted(*item[:3])]
             except BusError as error:
                 failures += 1
+                self._note("append_failed")
                 log.warning("%s: append failed: %s; trying again", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
         else:

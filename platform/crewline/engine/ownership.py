@@ -17,10 +17,10 @@ from crewline_memory.base import Mark, MemoryStore, Snapshot
 
 from crewline.bus.base import Batch, Bus, Consumer, Record
 from crewline.crashpoints import reach
-from crewline.engine.base import EngineOptions, Role, S
-from crewline.errors import BusError, OffsetOutOfRange, RecordInvalid, StoreError, UnknownEvent
+from crewline.engine.base import EngineOptions, Noted, Observer, Role, S
+from crewline.errors import BusError, CrewlineError, OffsetOutOfRange, RecordInvalid, StoreError, UnknownEvent
 from crewline.events import header
-from crewline.records import Reader, held_key
+from crewline.records import Entry, Reader, held_key
 
 log = logging.getLogger("crewline.engine")
 
@@ -84,6 +84,15 @@ class Ownership(Generic[S]):
         self._consumer: Consumer | None = None
         self.folded = 0
         self.rejected = 0
+        self.observer: Observer[S] | None = None
+
+    def _note(self, what: Noted) -> None:
+        if self.observer is not None:
+            self.observer.noted(what)
+
+    def _note_failed(self, error: CrewlineError) -> None:
+        if isinstance(error, StoreError):
+            self._note("store_failed")
 
     # --- taking over -------------------------------------------------------------------------
 
@@ -102,6 +111,7 @@ class Ownership(Generic[S]):
         if mark is not None and not await self._belongs(mark, partition, begin, end):
             log.warning("%s: the store's part for partition %d belongs to another log or lacks a key; "
                         "rebuilding it from the log", self.role.name, partition)
+            self._note("store_rebuilt")
             mark = None
         if mark is None:
             await self._store.drop(self.role.name, partition)
@@ -188,6 +198,7 @@ class Ownership(Generic[S]):
             except (BusError, StoreError) as error:
                 # The batch waits: the consumer does not hand it out twice, and no record may be left out.
                 failures += 1
+                self._note_failed(error)
                 log.warning("%s: %s; trying again", self.role.name, error)
                 await self._pause(self._backoff(failures))
                 if self._stopping.is_set():
@@ -213,6 +224,7 @@ class Ownership(Generic[S]):
     async def _rebuild(self, part: Part[S]) -> None:
         """Fold from the log every key that is not in memory, and have all of them written again."""
         log.warning("%s: the store lacks part of partition %d; reading the log again", self.role.name, part.partition)
+        self._note("store_rebuilt")
         keys: dict[bytes, Key[S]] = {}
         offset = part.begin
         while offset < part.next_offset:
@@ -243,17 +255,27 @@ class Ownership(Generic[S]):
         else:
             part.keys.move_to_end(raw)
         if held.frozen_at is None:
-            self._fold_one(part, held, record)
+            before, rejected = held.state, self.rejected
+            entry = self._fold_one(part, held, record)
+            if self.observer is not None:
+                live = record.offset >= part.caught_up_at
+                if entry is not None:
+                    self.observer.folded(before, held.state, entry, live=live)
+                elif live and self.rejected > rejected:
+                    self.observer.noted("record_rejected")
         part.next_offset = record.offset + 1
         part.id_before = header(record.headers, "ce_id") or ""
         part.changed[raw] = None
         part.dirty[raw] = None
         self.folded += 1
 
-    def _fold_one(self, part: Part[S], held: Key[S], record: Record) -> None:
+    def _fold_one(self, part: Part[S], held: Key[S], record: Record) -> Entry | None:
+        """Fold a record into its conversation; return its entry, or None if it could not be taken as one."""
         view = self.role.view
         try:
-            held.state = view.fold(held.state, self._reader.read(record))
+            entry = self._reader.read(record)
+            held.state = view.fold(held.state, entry)
+            return entry
         except UnknownEvent as error:
             held.frozen_at = record.offset
             log.warning("%s: %s@%d: %s; this conversation waits for it", self.role.name, record.topic, record.offset, error)
@@ -265,6 +287,7 @@ class Ownership(Generic[S]):
             log.exception("%s: the fold failed on %s partition %d offset %d", self.role.name, record.topic,
                           record.partition, record.offset)
             held.state = view.reject(held.state, record, "fold.failed", f"{type(error).__name__}: {error}", parks=True)
+        return None
 
     # --- the store ---------------------------------------------------------------------------
 
@@ -276,6 +299,7 @@ class Ownership(Generic[S]):
                 try:
                     await self._write_snapshot(part)
                 except (BusError, StoreError) as error:
+                    self._note_failed(error)
                     log.warning("%s: no snapshot: %s; a restart folds more of the log", self.role.name, error)
         if due:
             self._last_snapshot = now
