@@ -20,6 +20,7 @@ import msgspec
 
 from crewline import events as ev
 from crewline.bus.base import Bus, Message, Position, Record
+from crewline.bus.opening import load_keyring, open_address
 from crewline.errors import BusUnavailable, CrewlineError, NotFound, RunFailed, UsageError
 from crewline.projection import Frame, OpenCall, Projection, frame_of
 from crewline.records import PEOPLE, Entry, Reader, Scribe
@@ -61,9 +62,9 @@ class Client:
     """Ask a crew, follow its runs, decide what it holds.
 
     Args:
-        bus: an open bus, or an address: `embedded:DIR` (later `kafka://HOST:PORT`).
+        bus: an open bus, or an address: `embedded:DIR` or `kafka://HOST:PORT[,HOST:PORT]`.
         crew: the crew's namespace (`bus.topic_prefix`; default: its name).
-        keys: the keyring, or the keys folder (embedded: `DIR/keys`).
+        keys: the keyring, or the keys folder (embedded: `DIR/keys`; needed on Kafka).
         reader: checks records; given by a running crew, so that they are checked once.
 
     Use it as an async context manager. Raises UsageError for an address it does not know.
@@ -414,33 +415,3 @@ def answer_of(frame: Frame) -> Answer:
         reason = event.reason or ev.Reason(event.status, f"the turn {event.status}")
         raise RunFailed(reason.say, reason_code=reason.code, run=frame.run, hint=f"crewline runs show {frame.run}")
     return Answer(event.answer, event.spent, frame.run, frame.conversation, event.turn, event.agent)
-
-
-async def open_address(address: str) -> Bus:
-    """Open the bus at `embedded:DIR` or `kafka://HOST:PORT[,HOST:PORT]`. Raises: UsageError for another address."""
-    kind, _, rest = address.partition(":")
-    if kind == "embedded" and rest:
-        from crewline.bus.sqlite import open_bus
-
-        return await open_bus(Path(rest))
-    if kind == "kafka":
-        from crewline.bus.kafka import open_bus as open_kafka
-
-        return await open_kafka(address)
-    raise UsageError(f"bus address {address!r}: expected embedded:DIR or kafka://HOST:PORT")
-
-
-def load_keyring(bus: Bus | str, keys: Keyring | Path | None) -> Keyring:
-    """Return the keyring for a bus: the one given, or that of the embedded log's folder."""
-    from crewline.seal import load_keys
-
-    if isinstance(keys, Keyring):
-        return keys
-    if keys is None:
-        address = bus if isinstance(bus, str) else bus.address
-        kind, _, rest = address.partition(":")
-        if kind != "embedded":
-            raise UsageError("give the keys folder: `keys=Path(…)` (made by `crewline keys init`)")
-        keys = Path(rest) / "keys"
-    return load_keys(keys)
-

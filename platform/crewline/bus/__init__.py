@@ -1,9 +1,10 @@
 """The log: topics, partitions, offsets, groups.
 
-base.py   what every bus promises (Bus, Record, Position…)
-sqlite/   the embedded log: one file, no server
-kafka/    the log on Apache Kafka
-bell.py   waking other processes of this host
+base.py     what every bus promises (Bus, Record, Position…)
+opening.py  a bus by its address, and the keys that go with it
+sqlite/     the embedded log: one file, no server
+kafka/      the log on Apache Kafka
+bell.py     waking other processes of this host
 """
 
 from crewline.bus.base import RECORD_BYTES_MAX as RECORD_BYTES_MAX

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from crewline.client import Client, answer_of, open_address
+from crewline.bus.opening import open_address
+from crewline.client import Client, answer_of
 from crewline.crews.running import Crew
 from crewline.errors import CrewlineError, NotFound, RunFailed
 from crewline.events import CallJudged

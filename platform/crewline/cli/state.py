@@ -37,7 +37,7 @@ def user_name() -> str:
 @asynccontextmanager
 async def open_log(settings: Settings) -> AsyncIterator[Bus]:
     """Open the log that is in the state folder. Raises: NotFound if there is none."""
-    from crewline.client import open_address
+    from crewline.bus.opening import open_address
 
     if not (settings.state / LOG_FILE).exists():
         raise NotFound(f"there is no log in {settings.state}: no crew has run there yet", hint="crewline up crew.yaml")

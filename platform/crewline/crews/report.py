@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from crewline.crews.models import CrewConfig, Effect
-from crewline.crews.models_bus import KafkaBus
 from crewline.crews.models_guard import Limit, Policy
 from crewline.crews.problems import Problem, dotted, in_order
 from crewline.crews.values import duration_text
@@ -69,8 +68,6 @@ def not_yet(config: CrewConfig) -> list[Problem]:
 
 def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
     guardrails = config.guardrails
-    if isinstance(config.bus, KafkaBus):
-        yield ("bus", "kind"), "'kind: kafka'"
     for name, agent in config.agents.items():
         if agent.brain != "native":
             yield ("agents", name, "brain"), f"'brain: {agent.brain}'"

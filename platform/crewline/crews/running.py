@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from crewline.bus.base import Bus
-from crewline.client import Answer, Client, Handle, open_address
+from crewline.client import Answer, Client, Handle
 from crewline.conversation import ConversationView
+from crewline.crews.where import Where, where
 from crewline.engine import Engine, EngineOptions
 from crewline.errors import CrewlineError, UsageError
 from crewline.marketplace import Marketplace
 from crewline.projection import Frame
 from crewline.records import Reader, Scribe
 from crewline.roster import Roster
-from crewline.seal import Keyring, load_keys, make_keys
-from crewline.topics import PARTITIONS
+from crewline.seal import DEPLOYMENT, Keyring, load_keys, make_keys
+from crewline.topics import MARKET, PARTITIONS, TopicSpec
 from crewline.worker import Worker
 
 if TYPE_CHECKING:
@@ -78,13 +79,22 @@ class Crew:
     def name(self) -> str:
         return self.roster.crew
 
-    def up(self, *, state: Path = STATE, only: Collection[str] | None = None) -> Running:
-        """Return the crew running on the embedded log in `state`; use it as an async context manager.
+    def up(
+        self, *, state: Path = STATE, bus: str | None = None, keys: Path | None = None, store: str | None = None,
+        only: Collection[str] | None = None,
+    ) -> Running:
+        """Return the crew running; use it as an async context manager.
 
-        `only` names the roles to run here (`worker`, `guardrail`, `tools`, `tools.POOL`); default: all.
-        Raises: UsageError for a role that there is not.
+        Args:
+            state: the folder of this process's own files, and of log, keys and store where nothing else is said.
+            bus: `embedded:DIR` or `kafka://HOST:PORT[,…]`; None: what the crew file says, else embedded in `state`.
+            keys: the keys folder, the same for the whole deployment; None: the crew file's, else in `state`.
+            store: `sqlite:DIR` or `redis://…`; None: what the crew file says, else SQLite in `state`.
+            only: the roles to run here (`worker`, `guardrail`, `tools`, `tools.POOL`); None: all.
+
+        Raises: UsageError for a role or an address that there is not.
         """
-        return Running(self, state=state, only=only)
+        return Running(self, where=where(self.config, state=state, bus=bus, keys=keys, store=store), state=state, only=only)
 
     def ask_sync(self, text: str, *, state: Path = STATE, user: str | None = None, timeout: float | None = None) -> Answer:
         """Run the crew, ask its entry agent, return the answer: for scripts and notebooks. Raises: as `Running.ask`."""
@@ -99,9 +109,10 @@ class Crew:
 class Running:
     """A crew's roles at work in this process. Leaving the context hands everything over and stops."""
 
-    def __init__(self, crew: Crew, *, state: Path, only: Collection[str] | None) -> None:
+    def __init__(self, crew: Crew, *, where: Where, state: Path, only: Collection[str] | None) -> None:
         self.crew = crew
         self.roster = crew.roster
+        self.where = where
         self.state = state
         self.roles = _roles(crew.roster, only)
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -134,18 +145,18 @@ class Running:
     # --- life ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        from crewline_memory.sqlite import open_store
-
         await self._stack.__aenter__()
         try:
             # What people say stands in there: for nobody else on this machine.
             self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            make_keys(self.state / "keys")
-            keyring = load_keys(self.state / "keys")
-            self._bus = bus = await open_address(f"embedded:{self.state}")
+            if self.where.embedded:
+                make_keys(self.where.keys)
+            keyring = load_keys(self.where.keys)
+            self._check_keys(keyring)
+            self._bus = bus = await self.where.open_bus(self._client_id)
             self._stack.push_async_callback(bus.close)
-            await bus.create_topics(self.roster.topics.specs(self.roster.pools, partitions=self.crew.partitions))
-            store = await open_store(self.state, self.roster.topics.namespace)
+            await bus.create_topics(self._topics())
+            store = await self.where.open_store(self.roster.topics.namespace)
             self._stack.push_async_callback(store.close)
             # One reader for all who trust the same keys: a record is checked once, not once a role.
             reader = self._reader = Reader(keyring.without("guard", "people"), partitions=self.crew.partitions)
@@ -160,6 +171,35 @@ class Running:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
+
+    @property
+    def _client_id(self) -> str:
+        """Return what Kafka's logs and quotas know this process by: its role, or the crew if it has several."""
+        namespace = self.roster.topics.namespace
+        return f"{namespace}.{self.roles[0]}" if len(self.roles) == 1 else namespace
+
+    def _check_keys(self, keyring: Keyring) -> None:
+        """Raise UsageError if a role lacks a key: better here than at its first record."""
+        held = set(keyring.holds())
+        for role in self.roles:
+            pool = role.removeprefix("tools.")
+            needed = {"worker": {DEPLOYMENT: "seal.key"}, "guardrail": {DEPLOYMENT: "seal.key", "guard": "guard.key"}}.get(
+                role, {} if DEPLOYMENT in held else {f"pool/{pool}": f"pool-{pool}.key"}
+            )
+            missing = [file for key, file in needed.items() if key not in held]
+            if missing:
+                raise UsageError(
+                    f"{self.where.keys} holds no {', '.join(missing)}, which {role} needs",
+                    hint="copy it from the deployment's keys, or name another folder: --keys DIR",
+                )
+
+    def _topics(self) -> list[TopicSpec]:
+        """Return the topics to be there. A role of its own asks Kafka for no more than it may touch."""
+        every = self.roster.topics.specs(self.roster.pools, partitions=self.crew.partitions)
+        if self.where.embedded or self.roles == _roles(self.roster, None):
+            return every
+        needed = topics_of(self.roster, self.roles)
+        return [spec for spec in every if spec.name in needed]
 
     async def _stop(self) -> None:
         """End what was started, as far as that came, and close what was opened."""
@@ -321,6 +361,19 @@ class Running:
     async def deny(self, call: str, *, by: str, note: str = "") -> None:
         """See `Client.deny`."""
         await self.client.deny(call, by=by, note=note)
+
+
+def topics_of(roster: Roster, roles: Collection[str]) -> frozenset[str]:
+    """Return the names of the topics that these roles read or write; of no role: those of whoever asks."""
+    topics = roster.topics
+    needed = {topics.conversations}
+    if not roles:
+        needed |= {topics.tokens}
+    if "worker" in roles:
+        needed |= {topics.tokens, MARKET, *map(topics.tools, roster.pools)}
+    if "guardrail" in roles:
+        needed |= {topics.audit}
+    return frozenset(needed | {topics.tools(role.removeprefix("tools.")) for role in roles if role.startswith("tools.")})
 
 
 def _roles(roster: Roster, only: Collection[str] | None) -> list[str]:
