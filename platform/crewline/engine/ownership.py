@@ -94,6 +94,10 @@ class Ownership(Generic[S]):
         if isinstance(error, StoreError):
             self._note("store_failed")
 
+    def positions(self) -> dict[int, int]:
+        """Return the offset of the next record to fold, for each partition owned."""
+        return {number: part.next_offset for number, part in self._parts.items()}
+
     # --- taking over -------------------------------------------------------------------------
 
     async def _load_all(self, partitions: Sequence[int]) -> Mapping[int, int]:
