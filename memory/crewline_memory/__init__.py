@@ -2,6 +2,9 @@
 
 base.py    what every store promises (MemoryStore, Snapshot, Mark)
 sqlite.py  the store of one host: one file beside the embedded log
+redis.py   the store that several hosts share, imported by whoever opens it
+  redis_link.py     the way to one Redis: checks, time-outs, away and back
+  redis_scripts.py  what Redis runs, and what it keeps
 """
 
 from crewline_memory.base import Mark as Mark

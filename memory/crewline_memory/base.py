@@ -62,7 +62,8 @@ class MemoryStore(Protocol):
         `mark.next_offset` is stored, or none at or above `after` (an old copy was put back: it lacks
         what the writer relies on). `mark.snapshots` is filled in by the store.
 
-        Raises: StoreError if the store is away or full: nothing was written.
+        Raises: StoreError if the store is full or away: nothing was written, or, if it is away and reached
+        over a network, all of it (a late answer). Then a later mark is written, or this one refused.
         """
         ...
 

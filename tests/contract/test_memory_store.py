@@ -1,7 +1,9 @@
-"""What every memory store promises. Add a store by adding it to `store`'s parameters."""
+"""What every memory store promises. Add a store by adding it to `opened`'s parameters; nothing else knows which it is."""
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -12,14 +14,19 @@ from crewline_memory import Mark, MemoryStore, Snapshot, open_store
 Open = Callable[[str], Awaitable[MemoryStore]]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.servers)])
 async def opened(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
     """Opens a store of a namespace; all of them share what is stored."""
     stores: list[MemoryStore] = []
+    ours = secrets.token_hex(4)  # the Redis serves other tests too
 
     async def opener(namespace: str) -> MemoryStore:
-        assert request.param == "sqlite"
-        stores.append(await open_store(tmp_path, namespace))
+        if request.param == "redis":
+            from crewline_memory.redis import open_store as open_redis
+
+            stores.append(await open_redis(request.getfixturevalue("redis_url"), f"{ours}.{namespace}"))
+        else:
+            stores.append(await open_store(tmp_path, namespace))
         return stores[-1]
 
     yield opener
@@ -137,3 +144,37 @@ async def test_a_write_that_relies_on_what_is_not_there_any_more_is_refused(stor
     assert await store.snapshots("worker", 0, [b"b"]) == {}
     assert await store.write("worker", 0, Mark(9, "id-8"), {b"b": OPEN}, after=5)
     assert not await store.write("guardrail", 0, Mark(3), {b"a": IDLE}, after=1), "all of it is gone"
+
+
+async def test_of_writers_that_meet_one_wins_whole(opened: Open) -> None:
+    stores = [await opened("demo") for _ in range(4)]
+    many = [{b"k%d" % key: Snapshot(b"writer %d" % number, pending=True) for key in range(300)} for number in range(4)]
+
+    written = await asyncio.gather(*(
+        store.write("worker", 0, Mark(9, f"writer {number}"), many[number]) for number, store in enumerate(stores)
+    ))
+
+    [winner] = [number for number, won in enumerate(written) if won]
+    assert await stores[0].mark("worker", 0) == Mark(9, f"writer {winner}", 300)
+    assert await stores[0].pending("worker", 0) == many[winner]
+
+
+async def test_a_reader_sees_a_write_whole_or_not_at_all(opened: Open) -> None:
+    writer, reader = await opened("demo"), await opened("demo")
+    keys = [b"k%d" % key for key in range(700)]
+    await writer.write("worker", 0, Mark(1), dict.fromkeys(keys, Snapshot(b"0", pending=True)))
+    seen = set()
+
+    async def read() -> None:
+        for number in range(8):
+            found = await (reader.pending("worker", 0) if number % 2 else reader.snapshots("worker", 0, keys))
+            assert len(found) == 700
+            seen.add(frozenset(snapshot.state for snapshot in found.values()))
+
+    async def write() -> None:
+        for number in range(2, 8):
+            await writer.write("worker", 0, Mark(number), dict.fromkeys(keys, Snapshot(b"%d" % number, pending=True)))
+
+    await asyncio.gather(read(), write())
+
+    assert {len(states) for states in seen} == {1}, "no page is of another write than the next"
