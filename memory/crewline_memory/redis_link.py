@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -44,8 +45,9 @@ class RedisLink:
     `name` is `Redis at HOST:PORT`: no message holds the URL, which may have a password in it.
     """
 
-    def __init__(self, name: str, client: aio.Redis) -> None:
+    def __init__(self, name: str, client: aio.Redis, *, tls: bool = False) -> None:
         self.name = name
+        self.tls = tls
         self._client = client
         self._away: StoreError | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -101,7 +103,33 @@ class RedisLink:
             async with asyncio.timeout(seconds):
                 return await call()
         except (exceptions.RedisError, OSError, TimeoutError) as error:
-            raise _translated(self.name, error, seconds) from error
+            raise self._translated(error, seconds) from error
+
+    def _translated(self, error: Exception, seconds: float) -> StoreError:
+        """Return what a person can use of what redis-py says."""
+        name, causes = self.name, _chain(error)
+        for cause in causes:
+            if isinstance(cause, ssl.SSLError):
+                why = getattr(cause, "verify_message", "") or cause.reason or cause
+                return _Away(f"{name}: no TLS ({why}); say which CA to trust: rediss://…?ssl_ca_certs=FILE; redis:// if it has no TLS")
+            if isinstance(cause, FileNotFoundError):
+                return _Away(f"{name}: a file that the URL names is not there ({cause.filename or cause})")
+        if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+            return _Away(f"{name} lets us in with another user or password only ({error}); put them into the URL")
+        if isinstance(error, exceptions.BusyLoadingError):
+            return _Away(f"{name} is still loading its data; it will answer when it is done")
+        if isinstance(error, exceptions.ReadOnlyError):
+            return _Away(f"{name} is a read-only replica; give the primary's address. Nothing was written")
+        if isinstance(error, exceptions.OutOfMemoryError):
+            return StoreError(f"{name} is out of memory; raise `maxmemory` or remove data. Nothing was written")
+        if isinstance(error, TimeoutError | exceptions.TimeoutError):
+            tls = ", or does it speak no TLS" if self.tls else ""
+            return _Away(f"{name} did not answer within {seconds:.1f} s; is it stopped, overloaded, behind a firewall{tls}?")
+        if isinstance(error, exceptions.ConnectionError | OSError):
+            numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
+            reason = os.strerror(numbers[-1]) if numbers and numbers[-1] > 0 else error
+            return _Away(f"{name} cannot be reached ({reason}); check that it runs, host, port, and whether it speaks TLS")
+        return StoreError(f"{name} refused: {error}")
 
     # --- away and back -------------------------------------------------------------------------
 
@@ -137,17 +165,18 @@ async def open_link(url: str) -> RedisLink:
     """
     try:
         parts = urlsplit(url)
-        name = f"Redis at {parts.hostname or 'localhost'}:{parts.port or PORT}"
+        link_name, tls = f"Redis at {parts.hostname or 'localhost'}:{parts.port or PORT}", parts.scheme == "rediss"
         client = aio.Redis.from_url(
             url, socket_connect_timeout=CONNECT_S, socket_timeout=None, protocol=2,
             # A connection that died while idle is made anew at once; all else is for the callers to decide.
             retry=Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,)),
         )
+        client.connection_pool.make_connection()  # not connected: an option that there is not is said here
     except (ValueError, TypeError) as error:
         raise StoreError(
             "the Redis URL is not understood; expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// for TLS"
         ) from error
-    link = RedisLink(name, client)
+    link = RedisLink(link_name, client, tls=tls)
     try:
         await link.check()
     except BaseException as error:
@@ -157,29 +186,6 @@ async def open_link(url: str) -> RedisLink:
             raise StoreError(error.message) from error.__cause__
         raise
     return link
-
-
-def _translated(name: str, error: Exception, seconds: float) -> StoreError:
-    """Return what a person can use of what redis-py says."""
-    causes = _chain(error)
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        tls = next(cause for cause in causes if isinstance(cause, ssl.SSLError))
-        why = getattr(tls, "verify_message", "") or tls.reason or tls
-        return _Away(f"{name}: no TLS ({why}); say which CA to trust: rediss://…?ssl_ca_certs=FILE; redis:// if it has no TLS")
-    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError) or str(error).startswith("NOAUTH"):
-        return _Away(f"{name} lets us in with another user or password only ({error}); put them into the URL")
-    if isinstance(error, exceptions.BusyLoadingError):
-        return _Away(f"{name} is still loading its data; it will answer when it is done")
-    if isinstance(error, exceptions.ReadOnlyError):
-        return _Away(f"{name} is a read-only replica; give the primary's address. Nothing was written")
-    if isinstance(error, exceptions.OutOfMemoryError) or str(error).startswith("OOM"):
-        return StoreError(f"{name} is out of memory; raise `maxmemory` or remove data. Nothing was written")
-    if isinstance(error, TimeoutError | exceptions.TimeoutError):
-        return _Away(f"{name} did not answer within {seconds:.1f} s; is it stopped, overloaded, or behind a firewall?")
-    if isinstance(error, exceptions.ConnectionError | OSError):
-        reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), str(error))
-        return _Away(f"{name} cannot be reached ({reason}); check that it runs, host and port, and that TLS is as there")
-    return StoreError(f"{name} refused: {error}")
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
