@@ -9,6 +9,8 @@ On `<ns>.conversations`, keyed by conversation:
   CallResolved DelegationChosen IntentAnswered CancelRequested TurnFinished RecordRejected
 On `<ns>.tools.<pool>`, keyed by conversation:
   CallRequested CallStarted CallRefused CallRevoked CallAbandoned CallDone
+On `<ns>.triggers`, keyed by `trigger/key`:
+  EventTaken FiringStarted TimePassed FiringClosed, and IntentAnswered for what was asked
 On `<ns>.tokens`: TokensStreamed CallProgressed · on `<ns>.audit`: CheckpointSigned · on the market: AgentAdvertised
 
 Effect ids (deterministic; the result of an effect has its id as `ce_id`):
@@ -69,13 +71,21 @@ class Usage(Data, frozen=True):
 class Origin(Data, frozen=True):
     """Whose words an intent's input is.
 
-    kind `user`: a person said it; `agent`: a model of `crew`/`agent` wrote it; `trigger`: an outside
-    topic's record; `untrusted`: nobody vouches for it (an unsealed producer).
+    kind `user`: a person said it; `agent`: a model of `crew`/`agent` wrote it; `trigger`: it was computed from
+    records of the outside `topic` by `trigger`; `untrusted`: nobody vouches for it (an unsealed producer).
     """
 
     kind: Literal["user", "agent", "trigger", "untrusted"] = "untrusted"
     crew: str | None = None
     agent: str | None = None
+    trigger: str | None = None
+    topic: str | None = None
+
+
+class Gathered(Data, frozen=True):
+    """A finding that a gathered intent carries: who was asked for what answered, as `run.gathered` shows it."""
+
+    capability: str
 
 
 class ReplyTo(Data, frozen=True):
@@ -175,7 +185,8 @@ class IntentPublished(Event, frozen=True):
     """Work is asked for. Written by clients, triggers and other crews' workers; the worker takes it up.
 
     `ce_id` is the intent's id: a repeat is the same intent. Exactly one of `agent` and `capability` is
-    set. Unsealed ones count without `user` and with origin untrusted, whatever they claim.
+    set. Unsealed ones count without `user` and `gathered` and with origin untrusted, whatever they claim.
+    `gathered` are the answers of a scatter that a trigger put into `input`.
     """
 
     TYPE: ClassVar[str] = "intent.published"
@@ -188,6 +199,7 @@ class IntentPublished(Event, frozen=True):
     reply_to: ReplyTo | None = None
     grant: Grant | None = None
     deadline_ms: int | None = None
+    gathered: tuple[Gathered, ...] = ()
 
 
 class TurnStarted(Event, frozen=True):
@@ -509,6 +521,61 @@ class CallDone(Event, frozen=True):
     by: str = "pool"
 
 
+# --- triggers ----------------------------------------------------------------------------------
+
+
+class EventTaken(Event, frozen=True):
+    """A record of an outside topic was taken for a trigger. Written by its intake; the windows react.
+
+    `rule` is the digest of the trigger that took it: windows of another one do not count it. `topic`,
+    `partition`, `offset` say where it stands; `epoch` grows when that topic is made anew. `at_ms` is the
+    event's time, `arrived_ms` its record's. `values` are the operands of the aggregates, in their order;
+    `event` is there if an expression reads it.
+    """
+
+    TYPE: ClassVar[str] = "event.taken"
+
+    rule: str
+    topic: str
+    partition: int
+    offset: int
+    at_ms: int
+    arrived_ms: int
+    epoch: int = 0
+    values: tuple[Any, ...] = ()
+    event: Any = None
+
+
+class FiringStarted(Event, frozen=True):
+    """A firing got one of its trigger's places: its intents are published. Written by the triggers role."""
+
+    TYPE: ClassVar[str] = "firing.started"
+
+    firing: str
+
+
+class TimePassed(Event, frozen=True):
+    """It was `until_ms` (Unix ms). Written by the triggers role when a key has something due.
+
+    `silent`: the outside topic was taken to where it ended then, so windows may close.
+    """
+
+    TYPE: ClassVar[str] = "time.passed"
+
+    until_ms: int
+    silent: bool = False
+
+
+class FiringClosed(Event, frozen=True):
+    """Nothing more comes of this: a firing that cannot be published, or an error whose dead letter is written."""
+
+    TYPE: ClassVar[str] = "firing.closed"
+
+    firing: str
+    code: str
+    say: str = ""
+
+
 # --- tokens, audit, market ---------------------------------------------------------------------
 
 
@@ -604,6 +671,10 @@ EVENTS: Mapping[str, type[Event]] = {
         CallRevoked,
         CallAbandoned,
         CallDone,
+        EventTaken,
+        FiringStarted,
+        TimePassed,
+        FiringClosed,
         TokensStreamed,
         CallProgressed,
         CheckpointSigned,

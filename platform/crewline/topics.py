@@ -48,11 +48,28 @@ class CrewTopics:
     def audit(self) -> str:
         return f"{self.namespace}.audit"
 
+    @property
+    def triggers(self) -> str:
+        """What was taken from outside topics, and what became of it; keyed by trigger and key."""
+        return f"{self.namespace}.triggers"
+
+    @property
+    def dead_letters(self) -> str:
+        """Outside records that no trigger could take."""
+        return f"{self.namespace}.dead-letters"
+
     def tools(self, pool: str) -> str:
         return f"{self.namespace}.tools.{pool}"
 
+    def trigger_specs(self, *, partitions: int = PARTITIONS) -> list[TopicSpec]:
+        """Return the topics of a crew that has triggers, beside `specs`."""
+        return [
+            TopicSpec(self.triggers, partitions, retention_s=30 * DAY_S),
+            TopicSpec(self.dead_letters, 1, retention_s=30 * DAY_S),
+        ]
+
     def specs(self, pools: tuple[str, ...], *, partitions: int = PARTITIONS) -> list[TopicSpec]:
-        """Return every topic the crew needs, the market's included."""
+        """Return every topic the crew needs, the market's included; see also `trigger_specs`."""
         return [
             TopicSpec(self.conversations, partitions),
             *(TopicSpec(self.tools(pool), partitions, retention_s=30 * DAY_S) for pool in pools),

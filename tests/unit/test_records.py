@@ -58,7 +58,7 @@ def reader() -> Reader:
 # Who may write what, said a second time: by hand, from the design, not from the code.
 ORDINARY = {
     "turn.started", "model.replied", "model.failed", "delegation.chosen", "cancel.requested", "turn.finished",
-    "record.rejected", "tokens.streamed",
+    "record.rejected", "tokens.streamed", "event.taken", "firing.started", "time.passed", "firing.closed",
 }  # fmt: skip
 MAY_WRITE = {
     DEPLOYMENT: ORDINARY | {"intent.published", "intent.answered", "call.completed", "call.progressed", "agent.advertised"},

@@ -85,7 +85,7 @@ def _intent(state: Conversation, entry: Entry, event: ev.IntentPublished) -> Con
     id, run = entry.id, entry.run
     if not sealed:
         # Nobody vouches for it: no user, ids of their own, so that it takes no sealed intent's place.
-        event = replace(event, user=None, origin=ev.Origin("untrusted"))
+        event = replace(event, user=None, gathered=(), origin=ev.Origin("untrusted"))
         id = run = UNSEALED + entry.id
     if any(queued.id == id for queued in state.queue) or (state.turn and state.turn.intent == id):
         return None  # its answer is still to come, for every asker
@@ -112,8 +112,8 @@ def _problem_of(event: ev.IntentPublished) -> str | None:
     to = event.reply_to
     if to is None:
         return None
-    if not to.topic.endswith(".conversations"):
-        return "an answer goes to a `.conversations` topic"
+    if not to.topic.endswith((".conversations", ".triggers")):
+        return "an answer goes to a `.conversations` or `.triggers` topic"
     if any(len(name.encode()) > NAME_BYTES_MAX for name in (to.topic, to.key, to.effect, to.token)):
         return f"a part of `reply_to` is longer than {NAME_BYTES_MAX:,} bytes"
     return None

@@ -221,7 +221,7 @@ class Judge:
             "args": judged.args,
             "facts": {},
             "user": {"id": turn.asked.user},
-            "run": {"id": turn.run, "gathered": []},
+            "run": {"id": turn.run, "gathered": [{"capability": each.capability} for each in turn.asked.gathered]},
             "agent": turn.agent,
             "tool": judged.call.name,
             "effect": judged.offer.spec.effect,
