@@ -261,7 +261,7 @@ async def test_a_key_of_somebody_else_under_our_name_stops_the_write_before_it_b
     open_keys = part_keys("demo", "worker", 0)[2]
     await raw.delete(open_keys)
     await raw.set(open_keys, "no set")
-    with pytest.raises(StoreError, match=rf"Redis at 127\.0\.0\.1:\d+ refused: .*WRONGTYPE"):
+    with pytest.raises(StoreError, match=r"Redis at 127\.0\.0\.1:\d+ refused: .*WRONGTYPE"):
         await store.write("worker", 0, Mark(6), {b"b": STATE})
 
     assert await raw.hget(part_keys("demo", "worker", 0)[0], "next_offset") == b"5"
@@ -321,7 +321,7 @@ async def test_tls_is_used_with_the_ca_that_the_url_names_and_no_other(
     redis_server: RedisServer, raw: Redis, tmp_path: Path
 ) -> None:
     for name in ("ours", "other"):
-        subprocess.run(
+        subprocess.run(  # noqa: ASYNC221
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
              "-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.crt"],
             cwd=tmp_path, check=True, capture_output=True,
@@ -348,7 +348,7 @@ async def test_tls_is_used_with_the_ca_that_the_url_names_and_no_other(
 
 async def test_tls_where_there_is_none_is_said(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_link, "CALL_S", 0.3)
-    with pytest.raises(StoreError, match="did not answer within .* or does it speak no TLS"):
+    with pytest.raises(StoreError, match=r"did not answer within .* or does it speak no TLS"):
         await open_store(f"rediss://127.0.0.1:{redis_server.port}", "demo")
 
 
