@@ -6,9 +6,11 @@ in the log: a record is never written again from its decoded form, its bytes are
 
 On `<ns>.conversations`, keyed by conversation:
   IntentPublished TurnStarted ModelReplied ModelFailed CallJudged ApprovalDecided CallCompleted
-  CallResolved DelegationChosen IntentAnswered CancelRequested TurnFinished RecordRejected
+  CallResolved DelegationChosen IntentAnswered CancelRequested TurnFinished RecordRejected LimitAnswered
 On `<ns>.tools.<pool>`, keyed by conversation:
   CallRequested CallStarted CallRefused CallRevoked CallAbandoned CallDone
+On `<ns>.limits`, keyed by limit and its key:
+  LimitAsked LimitSettled
 On `<ns>.triggers`, keyed by `trigger/key`:
   EventTaken FiringStarted TimePassed FiringClosed, and IntentAnswered for what was asked
 On `<ns>.tokens`: TokensStreamed CallProgressed · on `<ns>.audit`: CheckpointSigned · on the market: AgentAdvertised
@@ -258,6 +260,21 @@ class ApprovalAsked(Data, frozen=True):
     deadline_ms: int
 
 
+class LimitUse(Data, frozen=True):
+    """What a call takes of a limit over a window, as its verdict rests on it.
+
+    `used` was there before, `left` is there after; `over`: a person let it pass beyond `max`.
+    """
+
+    limit: str
+    reservation: str
+    amount: float
+    used: float
+    max: float
+    left: float
+    over: bool = False
+
+
 class CallJudged(Event, frozen=True):
     """The verdict on one judgement of a call. Written by the guardrail and sealed with its Ed25519 key.
 
@@ -265,6 +282,7 @@ class CallJudged(Event, frozen=True):
     one `execution`, of one `tool` in one `pool`, with the exact bytes that `args_sha256` names:
     `arguments` if set (amended or edited), else the model's own text. `require_approval` is not final.
     `effect` is the tool's; `safe`: it is `read` or idempotent, so a repeat of the execution does nothing more.
+    `limits` are the reservations it rests on: any other of this judgement is given back.
     """
 
     TYPE: ClassVar[str] = "call.judged"
@@ -292,6 +310,7 @@ class CallJudged(Event, frozen=True):
     by: str = "guard"
     issued_ms: int = 0
     expires_ms: int = 0
+    limits: tuple[LimitUse, ...] = ()
 
 
 class ApprovalDecided(Event, frozen=True):
@@ -429,6 +448,74 @@ class RecordRejected(Event, frozen=True):
     code: str
     say: str
     parks: bool = False
+
+
+# --- limits over windows -----------------------------------------------------------------------
+
+Take = Literal["reserve", "look", "over"]
+
+
+class LimitAsked(Event, frozen=True):
+    """Is there room in a counter? Written by the guardrail to `<ns>.limits` under the counter's key;
+    `ce_id` is the reservation's id with `:asked`. Its place in the log decides, and its broker time is
+    when it counts from.
+
+    For a call: `amount` of `max` within `window_s` (`day`: since midnight, UTC). `take` is `reserve`;
+    `look` takes nothing (the call waits for a person in any case); `over` is taken whatever there is
+    (a person let it pass). `replaces` are earlier reservations of the same call on the same counter.
+    Without a call it is the turn's own, of a budget for the day: what it spent is known when it ends.
+    """
+
+    TYPE: ClassVar[str] = "limit.asked"
+
+    reservation: str
+    conversation: str
+    turn: int
+    limit: str
+    amount: float
+    max: float
+    window_s: float
+    day: bool = False
+    call: str = ""
+    judgement: int = 0
+    take: Take = "reserve"
+    replaces: tuple[str, ...] = ()
+
+
+class LimitAnswered(Event, frozen=True):
+    """Whether there was room. Written by the counter's owner to the conversation that asked, sealed with
+    the guardrail's key; `ce_id` is the reservation's id. The guardrail goes on with the judgement.
+
+    `used` is what was taken before; `again_ms` when there will be room (broker time; None: never for
+    so much). `problem`: the counter cannot be trusted, so nothing is granted.
+    """
+
+    TYPE: ClassVar[str] = "limit.answered"
+
+    reservation: str
+    limit: str
+    key: str
+    turn: int
+    granted: bool
+    take: Take
+    amount: float
+    used: float
+    max: float
+    call: str = ""
+    judgement: int = 0
+    again_ms: int | None = None
+    problem: str | None = None
+
+
+class LimitSettled(Event, frozen=True):
+    """What became of a reservation. Written by the guardrail to `<ns>.limits`; `ce_id` is its id with
+    `:settled`. `ran`: it counts, with `amount`, until it leaves the window; otherwise it is given back."""
+
+    TYPE: ClassVar[str] = "limit.settled"
+
+    reservation: str
+    ran: bool
+    amount: float = 0.0
 
 
 # --- tools.<pool> ------------------------------------------------------------------------------
@@ -665,6 +752,9 @@ EVENTS: Mapping[str, type[Event]] = {
         CancelRequested,
         TurnFinished,
         RecordRejected,
+        LimitAsked,
+        LimitAnswered,
+        LimitSettled,
         CallRequested,
         CallStarted,
         CallRefused,

@@ -42,6 +42,10 @@ WRITERS: dict[str, frozenset[str]] = {
     "cancel.requested": _ORDINARY,
     "turn.finished": _ORDINARY,
     "record.rejected": _ORDINARY,
+    # Brains run other people's code in the worker: it must not be able to give a reservation back.
+    "limit.asked": frozenset({GUARD}),
+    "limit.answered": frozenset({GUARD}),
+    "limit.settled": frozenset({GUARD}),
     # The worker seals what it sends to a pool with that pool's key, which it can derive and the pool can check.
     "call.requested": frozenset({"pool"}),
     "call.revoked": frozenset({"pool"}),

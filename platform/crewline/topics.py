@@ -49,6 +49,10 @@ class CrewTopics:
         return f"{self.namespace}.audit"
 
     @property
+    def limits(self) -> str:
+        return f"{self.namespace}.limits"
+
+    @property
     def triggers(self) -> str:
         """What was taken from outside topics, and what became of it; keyed by trigger and key."""
         return f"{self.namespace}.triggers"
@@ -75,6 +79,7 @@ class CrewTopics:
             *(TopicSpec(self.tools(pool), partitions, retention_s=30 * DAY_S) for pool in pools),
             TopicSpec(self.tokens, partitions, retention_s=600.0),
             TopicSpec(self.audit, 1),
+            TopicSpec(self.limits, partitions),
             TopicSpec(MARKET, 1, compacted=True),
         ]
 

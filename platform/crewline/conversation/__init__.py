@@ -12,6 +12,7 @@ Invariant: the first record of each id is the only one that may count.
 state.py    what a conversation is: Conversation, Turn, Call…, and the ids of their parts
 folding.py  what each record does to it, and whether it stands: fold, stands, take
 calls.py    how a call moves on, and its turn with it
+reserved.py what its calls have reserved of limits over windows
 pending.py  what the worker and the guardrail owe it
 status.py   what it is doing, in words
 view.py     all of this as an engine takes it
@@ -25,11 +26,13 @@ from crewline.conversation.folding import stands as stands
 from crewline.conversation.folding import take as take
 from crewline.conversation.pending import guard_pending as guard_pending
 from crewline.conversation.pending import worker_pending as worker_pending
+from crewline.conversation.reserved import answers_of as answers_of
 from crewline.conversation.state import Call as Call
 from crewline.conversation.state import Conversation as Conversation
 from crewline.conversation.state import DoneCall as DoneCall
 from crewline.conversation.state import Past as Past
 from crewline.conversation.state import Queued as Queued
+from crewline.conversation.state import Reserved as Reserved
 from crewline.conversation.state import Step as Step
 from crewline.conversation.state import Turn as Turn
 from crewline.conversation.state import sha256_of as sha256_of

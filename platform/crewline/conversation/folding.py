@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from crewline import events as ev
 from crewline.bus.base import Record
 from crewline.conversation.calls import GIVEN_UP, call_of, close, put, results_of, settle, within_budget
+from crewline.conversation.reserved import answered, settle_reserved
 from crewline.conversation.state import (
     Call,
     Conversation,
@@ -72,8 +73,11 @@ def take(state: Conversation, entry: Entry) -> Step:
         return Step(state, False)
     if len(after.rejected) > len(state.rejected) or after.again is not state.again:
         return Step(after, False)  # forged, or a repeat: it is answered, but it does not count
-    settled = settle(after, entry) if after.turn is not None and after.turn is not state.turn else after
-    return Step(replace(settled, last_ms=entry.at_ms), True)
+    if after.turn is not None and after.turn is not state.turn:
+        after = settle(after, entry)
+    if after.reserved:
+        after = settle_reserved(state, after, entry)
+    return Step(replace(after, last_ms=entry.at_ms), True)
 
 
 def _forged(state: Conversation, entry: Entry, say: str) -> Conversation:
@@ -433,6 +437,7 @@ _FOLDS: dict[type[ev.Event], _Fold] = {
     ev.CancelRequested: _cancel_requested,
     ev.TurnFinished: _turn_finished,
     ev.RecordRejected: _record_rejected,
+    ev.LimitAnswered: answered,
 }
 
 

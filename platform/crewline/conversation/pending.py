@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crewline_tools.base import BUILTIN_POOL
 
+from crewline.conversation.reserved import answers_of
 from crewline.conversation.state import Call, Conversation, Turn, step_id, turn_id
 from crewline.engine import Effect
 
@@ -73,12 +74,18 @@ def _nobody_ms(call: Call, turn: Turn) -> int:
 
 def guard_pending(state: Conversation) -> list[Effect]:
     """Return what the guardrail owes this conversation. Pure."""
+    effects = [
+        Effect(f"{each.answer.reservation}:settled", "settle", each.answer.reservation, owed=True)
+        for each in state.reserved if each.ended
+    ] if state.reserved else []
     if state.parked is not None or state.turn is None:
-        return []
-    effects = []
+        return effects
     for call in state.turn.calls:
         if call.status == "judging":
-            effects.append(Effect(call.judgement_id, "judge", call.id, slot=True))
+            # With each answer of a counter it goes on, as an effect of its own.
+            known = len(answers_of(state, call)) if state.reserved else 0
+            id = f"{call.judgement_id}:r{known}" if known else call.judgement_id
+            effects.append(Effect(id, "judge", call.id, slot=True))
         elif call.status == "held" and call.verdict is not None and call.verdict.approval is not None:
             due = call.verdict.approval.deadline_ms
             effects.append(Effect(f"{call.judgement_id}:deadline", "approval_deadline", call.id, due_ms=due))

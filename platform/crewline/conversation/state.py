@@ -154,6 +154,15 @@ class Rejected(State, frozen=True):
         return f"rejected:{self.partition}:{self.offset}"
 
 
+class Reserved(State, frozen=True):
+    """What a counter answered. `ended`: nothing rests on it any more, and its counter is to be told so:
+    whether the call ran, and what it came to (`amount`)."""
+
+    answer: ev.LimitAnswered
+    ended: Literal["", "ran", "not_run"] = ""
+    amount: float = 0.0
+
+
 class Conversation(State, frozen=True):
     """All that is known of one conversation."""
 
@@ -174,6 +183,9 @@ class Conversation(State, frozen=True):
     rejected: tuple[Rejected, ...] = ()
     parked: str | None = None
     last_ms: int = 0
+    # Reservations against limits over windows; those of turns up to `forgotten` may not be known any more.
+    reserved: tuple[Reserved, ...] = ()
+    forgotten: int = 0
 
 
 class Step(NamedTuple):

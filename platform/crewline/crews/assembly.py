@@ -22,7 +22,7 @@ from crewline.crews.models import Capability, CrewConfig, OpenAIModel, ScriptedM
 from crewline.crews.problems import CrewFileError
 from crewline.crews.running import Crew
 from crewline.errors import UsageError
-from crewline.guardrail import Approvals, FactRule, PolicyRule, PolicySet
+from crewline.guardrail import Approvals, FactRule, LimitRule, PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Price, Roster
 
 
@@ -168,4 +168,10 @@ def _policies(config: CrewConfig) -> PolicySet:
     ]
     facts = [FactRule(name, fact.tool, fact.args) for name, fact in guard.facts.items()]
     approvals = Approvals(tuple(guard.approvals.approvers), guard.approvals.timeout) if guard.approvals else None
-    return PolicySet(rules, facts=facts, approvals=approvals, name=f"{config.name}@{config.version}")
+    limits = [
+        LimitRule(name, tuple(limit.tools), limit.max, limit.window, limit.key, limit.sum, limit.action)
+        for name, limit in guard.limits.items()
+    ]
+    day = guard.budgets.day.model_dump(exclude_none=True) if guard.budgets.day is not None else {}
+    name = f"{config.name}@{config.version}"
+    return PolicySet(rules, facts=facts, approvals=approvals, name=name, limits=limits, day=day)

@@ -84,10 +84,6 @@ def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
     for name, policy in guardrails.policies.items():
         if policy.stage != "tool_call":
             yield ("guardrails", "policies", name, "stage"), f"'stage: {policy.stage}'"
-    if guardrails.limits:
-        yield ("guardrails", "limits"), "'limits'"
-    if guardrails.budgets.day is not None:
-        yield ("guardrails", "budgets", "day"), "'budgets.day'"
     if guardrails.pii is not None:
         yield ("guardrails", "pii"), "'pii'"
     if config.triggers:

@@ -269,7 +269,7 @@ class Running:
     def _start_guardrail(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline_tools.reading import ReadTools
 
-        from crewline.guardrail import AuditTrail, Guardrail
+        from crewline.guardrail import AuditTrail, Guardrail, LimitKeeper
 
         scribe = Scribe(keyring, source=self.roster.topics.namespace, now_ms=clock_ms)
         facts = ReadTools(self._functions())
@@ -289,6 +289,9 @@ class Running:
 
     def _start_pool(self, pool: str, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline_tools.pool import ToolPool
+        if self.crew.policies.counts:
+            keeper = LimitKeeper(self.roster.topics, scribe=scribe)
+            self._engine("limits", keeper, self._reader, bus, store)
 
         held = keyring.for_pool(pool)
         role = ToolPool(
@@ -372,7 +375,7 @@ def topics_of(roster: Roster, roles: Collection[str]) -> frozenset[str]:
     if "worker" in roles:
         needed |= {topics.tokens, MARKET, *map(topics.tools, roster.pools)}
     if "guardrail" in roles:
-        needed |= {topics.audit}
+        needed |= {topics.audit, topics.limits}
     return frozenset(needed | {topics.tools(role.removeprefix("tools.")) for role in roles if role.startswith("tools.")})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from crewline import events as ev
 from crewline.conversation import Call, Conversation, Turn
+from crewline.guardrail.counters import Counter, room
 from crewline.guardrail.facts import unavailable
 from crewline.guardrail.judge import Decision, Judge
 from crewline.guardrail.policies import PolicySet
@@ -23,7 +24,8 @@ def judge_once(
     user: str | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Decision:
-    """Return what the guardrail would decide on the first call of a new conversation. Runs no tool.
+    """Return what the guardrail would decide on the first call of a new conversation, with nothing used of any
+    limit yet. Runs no tool.
 
     Args:
         arguments: the raw JSON text of the call's arguments.
@@ -49,7 +51,17 @@ def judge_with(
         catalogue=roster.catalogue(agent) if agent in roster.agents else "",
         spent=ev.Spent(steps=1, tool_calls=1),
     )
-    judged = judge.begin(Conversation("dry-run", turns=1, turn=turn), call)
     given = facts or {}
-    known = {name: given[name] for name in judged.facts if name in given}
-    return judge.end(judged, known, [unavailable(name) for name in judged.facts if name not in given])
+    answers: dict[str, ev.LimitAnswered] = {}
+    while True:
+        judged = judge.begin(Conversation("dry-run", turns=1, turn=turn), call)
+        judged.answers = answers
+        known = {name: given[name] for name in judged.facts if name in given}
+        decision = judge.end(judged, known, [unavailable(name) for name in judged.facts if name not in given])
+        if decision.ask is None:
+            return decision
+        asked = decision.ask
+        answers[asked.reservation] = room(Counter(asked.key), 0, ev.LimitAsked(
+            asked.reservation, "dry-run", 1, asked.limit, asked.amount, asked.max, asked.window_s, False, call.id, 1,
+            asked.take,
+        ))

@@ -1,7 +1,10 @@
 """The judgement: every check in its order, pure but for the facts that are looked up between two halves.
 
     begin   checks 0 to 3: decode, catalogue, schema, limits; says which facts the policies need
-    end     check 6: policies; then a person's word, repeated denials, and the decision
+    end     check 6: policies; then a person's word, repeated denials; limits over windows; the decision
+
+Limits over windows come last, since a reservation is taken for what would run: the judgement stops to
+ask each counter (`Decision.ask`), and is made again with the answer.
 
 A check that denies ends the judgement, so that no later one sees what the earlier did not accept.
 """
@@ -9,22 +12,26 @@ A check that denies ends the judgement, so that no later one sees what the earli
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from crewline_tools.base import ToolSpec
 from crewline_tools.builtin import DELEGATE, HANDOFF
 
 from crewline import events as ev
-from crewline.conversation import Call, Conversation, Turn, sha256_of
+from crewline.conversation import Call, Conversation, Turn, answers_of, sha256_of
 from crewline.errors import UsageError
-from crewline.expressions import Expression
+from crewline.expressions import Expression, ExpressionError
 from crewline.guardrail.catalogue import Catalogue, Offer
 from crewline.guardrail.decode import decode
 from crewline.guardrail.limits import limits
 from crewline.guardrail.policies import INJECT_NAMES, PolicySet, compiled
+from crewline.guardrail.windows import Ask, WindowLimit, told, use_of
 from crewline.roster import Roster
+
+log = logging.getLogger("crewline.guardrail")
 
 _FORBIDDEN = {(DELEGATE, "/capability"): "delegation.forbidden", (HANDOFF, "/agent"): "handoff.forbidden"}
 
@@ -35,6 +42,7 @@ class Decision:
 
     `arguments` are the bytes it is about, if they are not the model's own (amended, or edited by a
     person); `args_sha256` is their hash in any case. `person`: who let it pass, if a person did.
+    `ask`: there is no decision yet, this counter is to be asked first; `limits`: what those asked gave.
     """
 
     action: Literal["allow", "amend", "require_approval", "deny"]
@@ -47,11 +55,16 @@ class Decision:
     tool: ToolSpec | None = None
     catalogue: str = ""
     person: str | None = None
+    ask: Ask | None = None
+    limits: tuple[ev.LimitUse, ...] = ()
 
 
 @dataclass(slots=True)
 class Judgement:
-    """A judgement under way. `facts` are the names to be looked up before `end`; `values` what expressions see."""
+    """A judgement under way. `facts` are the names to be looked up before `end`; `values` what expressions see.
+
+    `answers` are what counters have said in this judgement, by reservation.
+    """
 
     call: Call
     turn: Turn
@@ -71,6 +84,8 @@ class Judgement:
     denied: list[ev.Reason] = field(default_factory=list)
     # Whether a person may let pass what denied it: checks 3 (repeats) and 6, never 0 to 2.
     overridable: bool = False
+    answers: Mapping[str, ev.LimitAnswered] = field(default_factory=dict)
+    limits: list[ev.LimitUse] = field(default_factory=list)
 
 
 class Judge:
@@ -117,9 +132,12 @@ class Judge:
                 continue
             (judged.denied if found.action == "deny" else judged.held).append(found.reason)
             judged.overridable = found.person
-        if not judged.denied and judged.person is None:
-            judged.values = self._values(state, judged)
-            judged.facts = self.policies.covering(judged.offer.spec.name, turn.agent).facts
+        if not judged.denied:
+            covering = self.policies.covering(judged.offer.spec.name, turn.agent)
+            if judged.person is None or covering.limits:
+                judged.values = self._values(state, judged)
+                judged.facts = covering.facts if judged.person is None else covering.limit_facts
+                judged.answers = answers_of(state, call) if state.reserved else {}
         return judged
 
     def end(self, judged: Judgement, facts: Mapping[str, Any], missing: list[ev.Reason]) -> Decision:
@@ -128,6 +146,10 @@ class Judge:
             self._decide_policies(judged, facts, missing)
         if judged.denied and judged.overridable:
             self._ask_instead(judged)
+        if not judged.denied and judged.offer is not None and judged.values:
+            asked = self._count(judged, facts, missing)
+            if asked is not None:
+                return replace(self._decision(judged, "deny", [], facts), ask=asked)
         if judged.denied:
             return self._decision(judged, "deny", judged.denied, facts)
         if judged.held:
@@ -185,6 +207,47 @@ class Judge:
             judged.denied += decided.reasons
         elif decided.action == "require_approval":
             judged.held += decided.reasons
+
+    def _count(self, judged: Judgement, facts: Mapping[str, Any], missing: list[ev.Reason]) -> Ask | None:
+        """Hold the call to every limit over a window; return what is to be asked of a counter before."""
+        assert judged.offer is not None
+        limits = self.policies.covering(judged.offer.spec.name, judged.turn.agent).limits
+        if not limits:
+            return None
+        judged.checks.append("windows")
+        judged.values["facts"] = dict(facts)
+        for limit in limits:
+            if missing and limit.facts:
+                judged.denied += missing
+                return None
+            try:
+                asked = limit.ask(judged.call.judgement_id, judged.values, self._take(judged, limit))
+            except ExpressionError as error:
+                log.warning("limit %r failed on a call of %r: %s", limit.rule.name, judged.call.name, error.message)
+                say = f"The limit {limit.rule.name!r} cannot be counted for this call."
+                judged.denied.append(ev.Reason("limit.error", say))
+                return None
+            answer = judged.answers.get(asked.reservation)
+            if answer is None:
+                return asked
+            if not answer.granted:
+                held = limit.rule.action == "require_approval" and answer.problem is None
+                (judged.held if held else judged.denied).append(told(limit, answer))
+            elif answer.take != "look":
+                judged.limits.append(use_of(answer))
+        return None
+
+    def _take(self, judged: Judgement, limit: WindowLimit) -> ev.Take:
+        """A call that waits for a person takes nothing yet; one that a person let pass beyond a limit takes
+        what it needs, if that was said when the person was asked."""
+        if judged.denied or judged.held:
+            return "look"
+        before = judged.call.verdict
+        if judged.person is None or before is None or limit.rule.action != "require_approval":
+            return "reserve"
+        asked = any(reason.code == f"limit.{limit.rule.name}" for reason in before.reasons)
+        passed = any(use.over and use.limit == limit.rule.name for use in before.limits)
+        return "over" if asked or passed else "reserve"
 
     def _ask_instead(self, judged: Judgement) -> None:
         """After two denials of the same code in a row a person is asked, instead of a third try."""
@@ -245,6 +308,7 @@ class Judge:
             tool=judged.offer.spec if judged.offer is not None else None,
             catalogue=judged.offer.digest if judged.offer is not None else "",
             person=judged.person,
+            limits=tuple(judged.limits) if action in ("allow", "amend") else (),
         )
 
 

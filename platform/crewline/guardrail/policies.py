@@ -1,7 +1,7 @@
 """Check 6: policies. All that match count, the strictest action wins, and what fails denies.
 
-    PolicyRule FactRule Approvals   as declared (crew file, or by hand)
-    PolicySet                       compiled: `for_call` names what may match, `decide` says what does
+    PolicyRule FactRule Approvals   as declared (crew file, or by hand); limits: windows.py
+    PolicySet                       compiled: `covering` names what may match, `decide` says what does
 
 Nothing in a policy's expression or in other people's data reaches a model: a reason says the policy's
 name and its `reason` alone.
@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from crewline import events as ev
 from crewline.errors import CrewlineError, UsageError
 from crewline.expressions import Expression
+from crewline.guardrail.windows import LimitRule, WindowLimit
 
 log = logging.getLogger("crewline.guardrail")
 
@@ -96,10 +97,12 @@ class _Fact(NamedTuple):
 
 
 class Covering(NamedTuple):
-    """The policies that may match calls of one tool by one agent, and the facts they need."""
+    """What may match calls of one tool by one agent, and the facts that takes; `limit_facts`: the limits alone."""
 
     policies: tuple[_Policy, ...]
+    limits: tuple[WindowLimit, ...]
     facts: tuple[str, ...]
+    limit_facts: tuple[str, ...]
 
 
 class PolicySet:
@@ -108,8 +111,10 @@ class PolicySet:
     Args:
         name, epoch: what verdicts call this set. A newer set has a higher epoch.
         approvals: None if nobody can approve; then what needs a person is denied.
+        limits: what calls may take within windows of time.
+        day: what the crew may spend in a day (UTC): of `cost_usd`, `tokens`, `tool_calls`, `wall_time` (seconds).
 
-    Raises: UsageError naming the policy or fact with an unknown name, a broken expression or a double name.
+    Raises: UsageError naming the policy, limit or fact with an unknown name, a broken expression or a double name.
     """
 
     def __init__(
@@ -120,6 +125,8 @@ class PolicySet:
         approvals: Approvals | None = None,
         epoch: int = 0,
         name: str = "",
+        limits: Sequence[LimitRule] = (),
+        day: Mapping[str, float] | None = None,
     ) -> None:
         self.approvals = approvals if approvals is not None and approvals.approvers else None
         self.epoch = epoch
@@ -134,7 +141,11 @@ class PolicySet:
             )
             for rule in facts
         }
-        self._policies = tuple(_Policy(rule, frozenset(self.facts)) for rule in policies)
+        known = frozenset(self.facts)
+        self._policies = tuple(_Policy(rule, known) for rule in policies)
+        _unique("limit", [rule.name for rule in limits])
+        self.limits = tuple(WindowLimit(rule, NAMES, known) for rule in limits)
+        self.day: dict[str, float] = dict(day or {})
         self._covering: dict[tuple[str, str], Covering] = {}
 
     def covering(self, tool: str, agent: str) -> Covering:
@@ -142,10 +153,19 @@ class PolicySet:
         found = self._covering.get((tool, agent))
         if found is None:
             policies = tuple(policy for policy in self._policies if policy.covers(tool, agent))
-            facts = sorted({name for policy in policies for name in policy.facts})
+            limits = tuple(limit for limit in self.limits if tool in limit.rule.tools)
+            limit_facts = {name for limit in limits for name in limit.facts}
+            facts = limit_facts.union(*(policy.facts for policy in policies))
             # Asked only about tools and agents of the catalogue, so this cannot grow without bound.
-            found = self._covering[tool, agent] = Covering(policies, tuple(facts))
+            found = self._covering[tool, agent] = Covering(
+                policies, limits, tuple(sorted(facts)), tuple(sorted(limit_facts))
+            )
         return found
+
+    @property
+    def counts(self) -> bool:
+        """Whether anything here needs a counter that spans conversations."""
+        return bool(self.limits or self.day)
 
     def decide(self, tool: str, agent: str, effect: str, values: Mapping[str, Any]) -> Decided:
         """Return what all matching policies say together. `values` holds every name of `NAMES`.
