@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from secured import SecuredKafka
 from servers import KafkaServer, RedisServer, ServerAbsent
 
 Server = TypeVar("Server", KafkaServer, RedisServer)
 
 # A test that asks for one of these gets the marker `servers`. One that asks by `getfixturevalue` bears it itself.
-FIXTURES = {"kafka_address", "redis_url", "redis_server"}
+FIXTURES = {"kafka_address", "secured_kafka", "redis_url", "redis_server"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,6 +38,22 @@ def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = KafkaServer(tmp_path_factory.mktemp("kafka"))
     try:
         yield _started(server).address
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """A Kafka broker with SASL, TLS and ACLs: use topics, groups and rights of your own prefix.
+
+    $CREWLINE_TEST_SECURED_KAFKA names the folder of one that runs already (`scripts/kafka start --secure --dir`).
+    """
+    if running := os.environ.get("CREWLINE_TEST_SECURED_KAFKA"):
+        yield SecuredKafka(Path(running))
+        return
+    server = KafkaServer(tmp_path_factory.mktemp("secured-kafka"), secure=True)
+    try:
+        yield SecuredKafka(_started(server).directory)
     finally:
         server.stop()
 

@@ -22,7 +22,7 @@ START_S = 10.0
 # A child that nobody waited for keeps its pid: the kill at the end can hit no stranger.
 _REDIS = 'cd "$1"; shift; redis-server "$@" >>redis.log 2>&1 & echo $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait'
 _KAFKA = (
-    'scripts/kafka start --brokers "$2" --port "$3" --dir "$1" 2>"$1/start.log" && cat >/dev/null; '
+    'scripts/kafka start --brokers "$2" --port "$3" --dir "$1" $4 2>"$1/start.log" && cat >/dev/null; '
     'scripts/kafka stop --dir "$1"; rm -rf "$1"/data-*'
 )
 
@@ -102,11 +102,15 @@ class RedisServer:
 
 
 class KafkaServer:
-    """Brokers started by scripts/kafka in `directory`, on ports of their own. Raises: ServerAbsent at `start`."""
+    """Brokers started by scripts/kafka in `directory`, on ports of their own. Raises: ServerAbsent at `start`.
 
-    def __init__(self, directory: Path, *, brokers: int = 1) -> None:
+    With `secure` nobody gets in without signing in: scripts/kafka-secure says who may, and where.
+    """
+
+    def __init__(self, directory: Path, *, brokers: int = 1, secure: bool = False) -> None:
         self.directory = directory
         self.brokers = brokers
+        self.secure = secure
         self.port = free_port(span=10 * brokers)
         self._keeper: subprocess.Popen[str] | None = None
         self.address = ""
@@ -114,7 +118,9 @@ class KafkaServer:
     def start(self) -> KafkaServer:
         """Start them; return when every broker answers a metadata request. Fetches Kafka the first time."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._keeper = _keep(_KAFKA, str(self.directory), str(self.brokers), str(self.port))
+        self._keeper = _keep(
+            _KAFKA, str(self.directory), str(self.brokers), str(self.port), "--secure" if self.secure else ""
+        )
         assert self._keeper.stdout is not None
         servers = self._keeper.stdout.readline().strip()
         if not servers:

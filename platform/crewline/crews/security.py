@@ -35,6 +35,7 @@ def security_of(config: KafkaBus, *, client_id: str = "crewline") -> KafkaOption
         client_id=client_id,
         security=_protocol(config),
         ssl_context=context,
+        client_certificate=tls is not None and tls.cert_file is not None,
         sasl_mechanism=sasl.mechanism if sasl is not None else "PLAIN",
         username=known.username if known is not None else None,
         password=known.password.reveal() if known is not None else None,

@@ -21,6 +21,7 @@ class KafkaOptions:
     client_id: str = "crewline"
     security: Security = "PLAINTEXT"
     ssl_context: SSLContext | None = None
+    client_certificate: bool = False  # whether `ssl_context` has one
     sasl_mechanism: str = "PLAIN"
     username: str | None = None
     password: str | None = field(default=None, repr=False)

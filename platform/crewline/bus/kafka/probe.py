@@ -4,78 +4,89 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaError
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import SaslAuthenticationFailed
 from aiokafka.protocol.metadata import MetadataRequest
 
+from crewline.bus.kafka.listeners import closed, look_at
 from crewline.bus.kafka.options import KafkaOptions, ms
+from crewline.bus.kafka.refusals import Refusal, refusal
 from crewline.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
+
+LOOK_AFTER_S = 1.0  # who says nothing for so long may speak another protocol: look while we wait on
 
 
 async def probe(options: KafkaOptions) -> None:
     """Return if a broker answers and one of those it names can be reached.
 
-    Raises: BusUnavailable within `connect_s_max` (and a moment), naming host, port and what was tried.
+    Raises: BusUnavailable within `connect_s_max` (and a moment), naming host, port, what was tried and what to do.
     """
     until = asyncio.get_running_loop().time() + options.connect_s_max
     answers = await _ask_all(options.servers, options, until)
-    advertised = {address for answer in answers if not isinstance(answer, str) for address in answer}
+    advertised = {address for answer in answers if not isinstance(answer, Refusal) for address in answer}
+    refused = {server: answer for server, answer in zip(options.servers, answers, strict=True) if isinstance(answer, Refusal)}
     if not advertised:
-        raise BusUnavailable(
-            f"no Kafka broker answered within {options.connect_s_max:g} s (tried {options.tried}): "
-            + "; ".join(f"{server}: {answer}" for server, answer in zip(options.servers, answers, strict=True)),
-            hint="is it running, is this its listener, and is that the listener's security?",
-        )
-    others = sorted(advertised - {server for server, answer in zip(options.servers, answers, strict=True)
-                                  if not isinstance(answer, str)})  # fmt: skip
-    reached = len(advertised) - len(others)
+        raise BusUnavailable(f"no way into Kafka (tried {options.tried}): {_listed(refused)}", hint=_hint(refused))
+    others = sorted(advertised - (set(options.servers) - refused.keys()))
     answers = await _ask_all(others, options, until + 0.3)
-    problems = [f"{address}: {answer}" for address, answer in zip(others, answers, strict=True) if isinstance(answer, str)]
-    if problems and reached + len(others) == len(problems):
+    problems = {server: answer for server, answer in zip(others, answers, strict=True) if isinstance(answer, Refusal)}
+    if len(problems) == len(advertised):
         raise BusUnavailable(
             f"the Kafka broker at {', '.join(options.servers)} answers, but the addresses it advertises do not "
-            f"(tried {options.tried}): {'; '.join(problems)}",
+            f"(tried {options.tried}): {_listed(problems)}",
             hint="set `advertised.listeners` of the broker to what this host can reach",
         )
     if problems:
-        log.warning("some Kafka brokers cannot be reached from here: %s", "; ".join(problems))
+        log.warning("some Kafka brokers cannot be reached from here: %s", _listed(problems))
 
 
-async def _ask_all(servers: Sequence[str], options: KafkaOptions, until: float) -> list[list[str] | str]:
-    """Ask each of `servers`; return, for each, the addresses it advertises or what went wrong."""
+def _listed(refused: dict[str, Refusal]) -> str:
+    return "; ".join(f"{server}: {each.say}" for server, each in refused.items())
+
+
+def _hint(refused: dict[str, Refusal]) -> str:
+    return "; ".join(dict.fromkeys(each.hint for each in refused.values()))
+
+
+async def _ask_all(servers: Sequence[str], options: KafkaOptions, until: float) -> list[list[str] | Refusal]:
+    """Ask each of `servers`; return, for each, the addresses it advertises or why not."""
     return list(await asyncio.gather(*(_ask(server, options, until) for server in servers)))
 
 
-async def _ask(server: str, options: KafkaOptions, until: float) -> list[str] | str:
+async def _ask(server: str, options: KafkaOptions, until: float) -> list[str] | Refusal:
     host, _, port = server.rpartition(":")
     left_s = max(0.1, until - asyncio.get_running_loop().time())
-    conn: Any = None
+    asking = asyncio.create_task(_metadata(host.strip("[]"), int(port), options, left_s))
+    looking: asyncio.Task[Any] | None = None
+    try:
+        done, _ = await asyncio.wait({asking}, timeout=min(LOOK_AFTER_S, left_s))
+        if done and asking.exception() is None:
+            return asking.result()
+        looking = asyncio.create_task(look_at(host.strip("[]"), int(port), until))
+        try:
+            return await asking
+        except Exception as error:  # whatever the client makes of what it meets there, it is no way in
+            return refusal(error, options, await looking)
+    finally:
+        for task in (asking, looking):
+            if task is not None:
+                task.cancel()
+
+
+async def _metadata(host: str, port: int, options: KafkaOptions, left_s: float) -> list[str]:
+    """Sign in and ask which brokers there are; return their addresses."""
+    conn = AIOKafkaConnection(host, port, request_timeout_ms=ms(left_s), **options.connection())
     try:
         async with asyncio.timeout(left_s):
-            conn = await create_conn(
-                host.strip("[]"), int(port), request_timeout_ms=ms(left_s), **options.connection()
-            )
+            await conn.connect()
             answer = await conn.send(MetadataRequest([], allow_auto_topic_creation=False))
+        if not answer.brokers:  # so ends a token that was not taken: aiokafka does not read why
+            raise SaslAuthenticationFailed()
         return [f"{broker[1]}:{broker[2]}" for broker in answer.brokers]
-    except TimeoutError:
-        return "no answer"
-    except (OSError, KafkaError) as error:
-        return _why(error)
     finally:
-        if conn is not None:
-            conn.close()
-
-
-def _why(error: BaseException) -> str:
-    """Return the innermost cause in a few words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__
+        await closed(conn)

@@ -24,7 +24,8 @@ from aiokafka import errors as kafka
 from crewline.bus.base import RECORD_BYTES_MAX, Message, Position
 from crewline.bus.kafka.options import KafkaOptions, ms
 from crewline.bus.kafka.probe import probe
-from crewline.bus.kafka.wire import NOT_ALLOWED, Wire, in_our_words
+from crewline.bus.kafka.refusals import NOT_ALLOWED
+from crewline.bus.kafka.wire import Wire, in_our_words
 from crewline.errors import BusError, BusUnavailable, RecordTooLarge, UnknownTopic
 from crewline.topics import partition_of
 
@@ -276,6 +277,8 @@ class Producer:
                     failures += 1
                     level = logging.WARNING if failures == 1 else logging.DEBUG
                     log.log(level, "no producer, trying on: %s", in_our_words(error, self._options, "connecting"))
+                    if isinstance(error, NOT_ALLOWED):  # no right to write anywhere: nobody need wait for that
+                        self._give_up(self._loop.time(), in_our_words(error, self._options, "appending"))
                     await asyncio.sleep(min(2.0, self._options.retry_s * 2**failures))
                 except BaseException:
                     self._discard(client)

@@ -16,20 +16,19 @@ from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from crewline.bus.base import Batch, Record
 from crewline.bus.kafka.options import KafkaOptions, ms
+from crewline.bus.kafka.refusals import NOT_ALLOWED as NOT_ALLOWED
+from crewline.bus.kafka.refusals import not_allowed
 from crewline.errors import BusError, BusUnavailable, OffsetOutOfRange, RecordTooLarge, UnknownTopic
 
 T = TypeVar("T")
 END, BEGIN = -1, -2  # ListOffsets' names for them
-NOT_ALLOWED = (
-    kafka.TopicAuthorizationFailedError, kafka.GroupAuthorizationFailedError,
-    kafka.ClusterAuthorizationFailedError, kafka.TransactionalIdAuthorizationFailed,
-)  # fmt: skip
 
 
 def in_our_words(error: BaseException, options: KafkaOptions, doing: str) -> BusError:
@@ -42,7 +41,7 @@ def in_our_words(error: BaseException, options: KafkaOptions, doing: str) -> Bus
     if isinstance(error, kafka.MessageSizeTooLargeError):
         return RecordTooLarge(f"{doing}: the broker takes no record of that size (`max.message.bytes` of the topic)")
     if isinstance(error, NOT_ALLOWED):
-        return BusUnavailable(f"{doing}: not allowed by {where}: {type(error).__name__}", hint="ask for the missing ACL")
+        return not_allowed(error, options, doing)
     if isinstance(error, TimeoutError):
         return BusUnavailable(f"{doing}: no answer in time from {where}")
     return BusUnavailable(f"{doing}: {where}: {str(error) or type(error).__name__}")
@@ -122,9 +121,18 @@ class Wire:
                 await self._look_for(topic)
                 count = self.known_partitions(topic)
         if count is None:
+            await self.retrying(f"looking for topic {topic!r}", partial(self._may_see, topic))
             known = ", ".join(sorted(self.cluster.topics())) or "none"
             raise UnknownTopic(f"there is no topic {topic!r}; create it (`crewline up` does). Topics: {known}")
         return count
+
+    async def _may_see(self, topic: str) -> None:
+        """Raise if `topic` is hidden from us: among all topics a broker leaves out those without the right to see them."""
+        request = MetadataRequest([topic], allow_auto_topic_creation=False)
+        answer = await self.client.send(self.client.get_random_node(), request)
+        for code, *_ in answer.topics:
+            if code == kafka.TopicAuthorizationFailedError.errno:
+                _raise(code)
 
     async def _look_for(self, topic: str) -> None:
         doing = f"looking for topic {topic!r}"
