@@ -1,8 +1,10 @@
 """The kill test: real processes, killed and stopped at random and at named points, and what came of it.
 
     python benchmarks/kill.py --turns 300 --kills 40 --stops 20 [--seed N] [--state DIR]
+    python benchmarks/kill.py --turns 300 --kills 40 --bus kafka://127.0.0.1:9092 [--store redis://127.0.0.1:6379]
 
-Two workers, a guardrail, a tool pool and a client run as processes of their own. What happened is read
+Two workers, a guardrail, a tool pool and a client run as processes of their own. On Kafka a killed member's
+partitions are taken over after the session's 10 s, so a run takes longer there. What happened is read
 from witnesses outside crewline (files the model and the payment tool write) and from the log itself.
 Ends with one JSON line; exit status 1 if a turn was lost, a payment doubled or a recorded reply asked again.
 """
@@ -22,9 +24,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from crewline.client import Client
 from crewline.events import CallCompleted, ModelReplied, decode
-from crewline.seal import make_keys
+from kill_process import crew
+from place import Place, add_arguments
 
 PROCESS = Path(__file__).with_name("kill_process.py")
 ROLES = {"worker-1": "worker", "worker-2": "worker", "guardrail": "guardrail", "tools": "tools", "client": "client"}
@@ -42,14 +44,14 @@ STOP_S = (1.0, 6.0)
 class Processes:
     """The processes under test: each is started again when it is gone."""
 
-    def __init__(self, state: Path, turns: int, spacing_s: float, chance: random.Random) -> None:
-        self.state = state
+    def __init__(self, place: Place, turns: int, spacing_s: float, chance: random.Random) -> None:
+        self.place = place
         self.turns = turns
         self.spacing_s = spacing_s
         self.chance = chance
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.at_point: set[str] = set()
-        self.log = (state / "processes.log").open("ab")
+        self.log = (place.state / "processes.log").open("ab")
 
     def start(self, name: str, *, point: bool) -> None:
         role = ROLES[name]
@@ -57,9 +59,9 @@ class Processes:
         if point:
             environment["CREWLINE_CRASH_AT"] = f"{self.chance.choice(POINTS[role])}:{self.chance.randint(1, 40)}"
             self.at_point.add(name)
-        arguments = [sys.executable, str(PROCESS), role, str(self.state)]
+        arguments = [sys.executable, str(PROCESS), role, *self.place.arguments()]
         if role == "client":
-            arguments += [str(self.turns), str(self.spacing_s)]
+            arguments += ["--turns", str(self.turns), "--spacing", str(self.spacing_s)]
         self.running[name] = subprocess.Popen(arguments, env=environment, stdout=self.log, stderr=self.log)
 
     def ended(self) -> list[str]:
@@ -115,10 +117,10 @@ def torment(processes: Processes, *, kills: int, stops: int, pause_s: float, lim
 
 async def settle(processes: Processes, limit_s: float) -> dict[str, int]:
     """Be the person: say of each unknown payment what the ledger says, until every turn has ended."""
-    state, turns = processes.state, processes.turns
+    state, turns = processes.place.state, processes.turns
     until = time.monotonic() + limit_s
     unknown: set[str] = set()
-    async with Client(f"embedded:{state}", "kill") as client:
+    async with processes.place.client() as client:
         while True:
             for name in processes.ended():
                 if name != "client" or processes.running[name].returncode != 0:
@@ -145,11 +147,12 @@ def lines(state: Path, file: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-async def judge(state: Path) -> dict[str, int]:
+async def judge(place: Place) -> dict[str, int]:
     """Compare the witnesses with the log."""
     replied_ms: dict[str, int] = {}
     not_run: Counter[str] = Counter()
-    async with Client(f"embedded:{state}", "kill") as client:
+    state = place.state
+    async with place.client() as client:
         begins, ends = await client.bus.offsets(client.topics.conversations)
         for partition, end in ends.items():
             offset = begins[partition]
@@ -182,30 +185,28 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--stops", type=int, default=0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--state", type=Path, help="folder to work in (default: a temporary one)")
+    add_arguments(parser)
     parser.add_argument("--limit", type=float, default=600.0, help="seconds until what is not answered counts as lost")
     parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between two blows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        state = options.state or Path(folder)
-        state.mkdir(parents=True, exist_ok=True)
-        make_keys(state / "keys")
-        print(f"seed {options.seed}, {state}", file=sys.stderr)
+        place = Place.new(options.state or Path(folder), "kill", bus=options.bus, store=options.store)
+        print(f"seed {options.seed}, {place.state}, {place.namespace} on {place.bus}", file=sys.stderr)
         spacing_s = 0.9 * options.pause * (options.kills + options.stops) / options.turns
-        processes = Processes(state, options.turns, spacing_s, random.Random(options.seed))
-        for name in ROLES:
-            processes.start(name, point=False)
-            if name == "worker-1":
-                wait_for_topics(state)
+        processes = Processes(place, options.turns, spacing_s, random.Random(options.seed))
+        asyncio.run(place.create_topics(crew(place.namespace)))
         started = time.monotonic()
         try:
+            for name in ROLES:
+                processes.start(name, point=False)
             killed, stopped = torment(
                 processes, kills=options.kills, stops=options.stops, pause_s=options.pause, limit_s=options.limit
             )
             outcome = asyncio.run(settle(processes, options.limit))
         finally:
             processes.stop_all()
-        outcome |= asyncio.run(judge(state))
+        outcome |= asyncio.run(judge(place))
+        asyncio.run(place.remove_topics())
         result = {
             "turns": options.turns, "kills": killed, "stops": stopped, "answered": outcome["answered"],
             "lost": options.turns - outcome["answered"] - outcome["parked"], **outcome,
@@ -213,13 +214,6 @@ def main() -> int:
         }
         print(json.dumps(result))
         return int(result["lost"] > 0 or result["doubled"] > 0 or result["model_calls_repeated"] > 0)
-
-
-def wait_for_topics(state: Path) -> None:
-    until = time.monotonic() + 30.0
-    while not (state / "log.db").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(1.0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One process of the kill test: `python benchmarks/kill_process.py ROLE STATE [ARGS]`.
+"""One process of the kill test: `python benchmarks/kill_process.py ROLE --state DIR …`, started by `kill.py`.
 
 ROLE is worker, guardrail, tools or client. The crew asks a model that notes each call, and runs an unsafe
 tool that notes each payment, in files that only ever grow: the witnesses that `kill.py` reads afterwards.
@@ -6,10 +6,10 @@ tool that notes each payment, in files that only ever grow: the witnesses that `
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,8 +23,9 @@ from crewline.guardrail import PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Roster
 from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
 from crewline_tools.registry import ToolRegistry
+from place import Place, add_arguments
 
-STATE = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(".")
+STATE = Path(".")  # where the witnesses write; set by `main`
 MODEL_S = 0.02
 PAYMENT_S = 0.03
 
@@ -74,7 +75,7 @@ async def pay(amount: float, ctx: ToolContext) -> str:
     return "paid"
 
 
-def crew() -> Crew:
+def crew(namespace: str) -> Crew:
     """Return the kill test's crew."""
     tools = ToolRegistry()
     tools.add(look_up)
@@ -82,25 +83,28 @@ def crew() -> Crew:
     brain = WitnessedModel()
     clerk = Agent("clerk", brain, tools=("look_up",), delegates=("pay.out",))
     payer = Agent("payer", brain, tools=("pay",), capabilities={"pay.out": Capability("pay.out")})
-    roster = Roster("kill", "1", {"clerk": clerk, "payer": payer}, tools.specs(), budgets=Budgets(wall_s=900.0), guard_s=120.0)
+    roster = Roster(
+        "kill", "1", {"clerk": clerk, "payer": payer}, tools.specs(), namespace=namespace,
+        budgets=Budgets(wall_s=900.0), guard_s=120.0,
+    )
     policies = PolicySet([PolicyRule("pay", tools=("pay",), action="allow", reason="a test")])
     return Crew(roster, tools, policies, options=EngineOptions(snapshot_records=200, snapshot_s=1.0))
 
 
-async def serve(role: str) -> None:
+async def serve(place: Place, role: str) -> None:
     """Run one role until SIGTERM."""
-    async with crew().up(state=STATE, only=[role]) as running:
+    async with place.up(crew(place.namespace), only=[role]) as running:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.stop)
         await running.serve()
 
 
-async def ask(turns: int, spacing_s: float) -> None:
+async def ask(place: Place, turns: int, spacing_s: float) -> None:
     """Publish intents turn-0, turn-1, … `spacing_s` apart and wait for all answers; a restarted client repeats the rest."""
     if not (STATE / "began").exists():
         note("began", str(time.time()))
     began = float((STATE / "began").read_text().split()[0])
     answered = set((STATE / "answers").read_text().split()) if (STATE / "answers").exists() else set()
-    async with Client(f"embedded:{STATE}", "kill") as client:
+    async with place.client() as client:
         await asyncio.gather(
             *(ask_one(client, f"turn-{n}", began + n * spacing_s) for n in range(turns) if f"turn-{n}" not in answered)
         )
@@ -114,9 +118,17 @@ async def ask_one(client: Client, intent: str, at: float) -> None:
 
 
 def main() -> None:
-    role = sys.argv[1]
-    note("pids", f"{role} {os.getpid()}")
-    asyncio.run(ask(int(sys.argv[3]), float(sys.argv[4])) if role == "client" else serve(role))
+    global STATE
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role")
+    parser.add_argument("--turns", type=int, default=0)
+    parser.add_argument("--spacing", type=float, default=0.0)
+    add_arguments(parser)
+    options = parser.parse_args()
+    place = Place.of(options)
+    STATE = place.state
+    note("pids", f"{options.role} {os.getpid()}")
+    asyncio.run(ask(place, options.turns, options.spacing) if options.role == "client" else serve(place, options.role))
 
 
 if __name__ == "__main__":
