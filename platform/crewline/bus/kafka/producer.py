@@ -26,6 +26,7 @@ from crewline.bus.kafka.options import KafkaOptions, ms
 from crewline.bus.kafka.probe import probe
 from crewline.bus.kafka.refusals import NOT_ALLOWED
 from crewline.bus.kafka.wire import Wire, in_our_words
+from crewline.crashpoints import reach
 from crewline.errors import BusError, BusUnavailable, RecordTooLarge, UnknownTopic
 from crewline.topics import partition_of
 
@@ -179,11 +180,13 @@ class Producer:
                 builder, count = self._fill(lane, client)
                 if not count:
                     continue
+                reach("bus.before_commit")
                 try:
                     base = await self._send(lane, client, builder)
                 except Exception as error:
                     await self._failed(lane, client, count, error)
                     continue
+                reach("bus.after_commit")
                 lane.records_max = 10_000
                 self._acknowledged_at, self._away = self._loop.time(), None
                 for offset in range(base, base + count):
@@ -215,6 +218,7 @@ class Producer:
         """Return the offset of the batch's first record. Raises: whatever goes wrong."""
         async with asyncio.timeout(self._options.request_s_max):
             sent = await client.send_batch(builder, lane.topic, partition=lane.partition)
+        reach("bus.in_group_commit")
         if client is not self._client:
             sent.add_done_callback(_heard)
             raise kafka.ProducerClosed
