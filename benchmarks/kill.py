@@ -6,7 +6,8 @@
 Two workers, a guardrail, a tool pool and a client run as processes of their own. On Kafka a killed member's
 partitions are taken over after the session's 10 s, so a run takes longer there. What happened is read
 from witnesses outside crewline (files the model and the payment tool write) and from the log itself.
-Ends with one JSON line; exit status 1 if a turn was lost, a payment doubled or a recorded reply asked again.
+Ends with one JSON line; exit status 1 if a turn was lost, a payment doubled, a recorded reply asked
+again, or if a process ended that nobody had killed.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Processes:
         self.chance = chance
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.at_point: set[str] = set()
+        self.crashed = 0  # ended by themselves
         self.log = (place.state / "processes.log").open("ab")
 
     def start(self, name: str, *, point: bool) -> None:
@@ -65,7 +67,11 @@ class Processes:
         self.running[name] = subprocess.Popen(arguments, env=environment, stdout=self.log, stderr=self.log)
 
     def ended(self) -> list[str]:
-        return [name for name, process in self.running.items() if process.poll() is not None]
+        """Return who has ended and is to be started again."""
+        codes = {name: process.poll() for name, process in self.running.items()}
+        ended = [name for name, code in codes.items() if code is not None and not (name == "client" and code == 0)]
+        self.crashed += sum(codes[name] != -signal.SIGKILL for name in ended)
+        return ended
 
     def stop_all(self) -> None:
         for process in self.running.values():
@@ -94,8 +100,6 @@ def torment(processes: Processes, *, kills: int, stops: int, pause_s: float, lim
             if name in processes.at_point:
                 processes.at_point.discard(name)
                 killed += processes.running[name].returncode == -signal.SIGKILL
-            elif name == "client" and processes.running[name].returncode == 0:
-                continue
             processes.start(name, point=killed < kills and chance.random() < 0.4)
         if now >= next_at:
             next_at = now + pause_s * chance.uniform(0.5, 1.5)
@@ -123,8 +127,7 @@ async def settle(processes: Processes, limit_s: float) -> dict[str, int]:
     async with processes.place.client() as client:
         while True:
             for name in processes.ended():
-                if name != "client" or processes.running[name].returncode != 0:
-                    processes.start(name, point=False)
+                processes.start(name, point=False)
             projection = await client.projection()
             for waiting in projection.open_calls():
                 unknown.add(f"{waiting.id}:x{waiting.call.execution}")
@@ -210,10 +213,10 @@ def main() -> int:
         result = {
             "turns": options.turns, "kills": killed, "stops": stopped, "answered": outcome["answered"],
             "lost": options.turns - outcome["answered"] - outcome["parked"], **outcome,
-            "seconds": round(time.monotonic() - started, 1), "seed": options.seed,
+            "crashed": processes.crashed, "seconds": round(time.monotonic() - started, 1), "seed": options.seed,
         }
         print(json.dumps(result))
-        return int(result["lost"] > 0 or result["doubled"] > 0 or result["model_calls_repeated"] > 0)
+        return int(any(result[name] for name in ("lost", "doubled", "model_calls_repeated", "crashed")))
 
 
 if __name__ == "__main__":
