@@ -8,8 +8,11 @@ wire.py      single requests and their errors in our words: metadata, offsets, a
 admin.py     topics with the right settings, or each difference; the lag of every group
 bus.py       KafkaBus, put together from these and from
 producer.py  appending: order, deadlines, a new producer after any failure
-reader.py    fetching, buffering and sharing out fairly: tails
-consumer.py  members of groups: callbacks from within `poll`, a clean leave
+fetching.py  one fetch request and its answer, in a session with the broker
+feed.py      what is new in the log, fetched once for all readers of a bus
+reader.py    positions, and equal parts of every poll: tails
+consumer.py  members of groups: callbacks from within `poll`
+membership.py  a member's joins, heartbeats and leave, by aiokafka's consumer
 sharing.py   who gets which partition: sticky, and given only after its owner has let go
 logs.py      aiokafka's log, each line at most once in a while
 """

@@ -10,6 +10,7 @@ from types import TracebackType
 from crewline.bus.base import Assigned, Batch, GroupLag, Message, Position, Revoked, TopicInfo
 from crewline.bus.kafka.admin import Admin
 from crewline.bus.kafka.consumer import KafkaConsumer
+from crewline.bus.kafka.feed import Feed
 from crewline.bus.kafka.options import PREFIX, KafkaOptions
 from crewline.bus.kafka.producer import Producer
 from crewline.bus.kafka.reader import KafkaTail, Reader
@@ -28,6 +29,7 @@ class KafkaBus:
         self._wire = Wire(options)
         self._admin = Admin(self._wire)
         self._producer = Producer(self._wire)
+        self._feed = Feed(self._wire)
         self._readers: set[Reader] = set()
         self._closing: asyncio.Task[None] | None = None
 
@@ -76,7 +78,14 @@ class KafkaBus:
     ) -> KafkaConsumer:
         await self._wire.partitions(topic)
         consumer = KafkaConsumer(
-            topic, group, assigned=assigned, revoked=revoked, member=member, wire=self._wire, forget=self._readers.discard
+            topic,
+            group,
+            assigned=assigned,
+            revoked=revoked,
+            member=member,
+            wire=self._wire,
+            feed=self._feed,
+            forget=self._readers.discard,
         )
         await self._started(consumer, self.options.join_s_max)
         return consumer
@@ -88,7 +97,7 @@ class KafkaBus:
             raise UnknownTopic(f"topic {topic!r} has no partition {wrong[0]}; it has 0 to {count - 1}")
         if starts is None:
             _, starts = await self._wire.offsets(topic)
-        tail = KafkaTail(topic, starts, self._wire, self._readers.discard)
+        tail = KafkaTail(topic, starts, self._wire, self._feed, self._readers.discard)
         await self._started(tail, self.options.request_s_max)
         return tail
 
@@ -116,5 +125,6 @@ class KafkaBus:
         for closed in await asyncio.gather(*(reader.close() for reader in list(self._readers)), return_exceptions=True):
             if isinstance(closed, BaseException):
                 log.error("closing a reader", exc_info=closed)
+        await self._feed.close()
         await self._producer.close()
         await self._wire.close()

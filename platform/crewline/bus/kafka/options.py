@@ -46,7 +46,7 @@ class KafkaOptions:
     heartbeat_s: float = 1.0
     rebalance_s_max: float = 30.0
     poll_gap_s_max: float = 300.0  # Kafka drops a member that polls less often
-    fetch_request_s_max: float = 15.0
+    member_request_s_max: float = 15.0
     fetch_wait_s_max: float = 0.1  # how long a broker holds a fetch that finds nothing
     fetch_bytes_max: int = 8 << 20
     partition_bytes_max: int = 1 << 20  # a record has at most 900 kB

@@ -1,135 +1,98 @@
-"""Reading on and on: what is fetched is buffered and shared out fairly. A tail; and the ground a group's member stands on.
+"""Reading on and on, each partition getting an equal part of every poll. A tail; and what a group's member stands on.
 
-    aiokafka's fetcher ──getmany──▶ buffer by partition ──poll, an equal part of each──▶ batches
+    windows of the feed (new records, shared) ─┐
+                                               ├──poll──▶ batches
+    what is fetched for this reader alone ─────┘  (while it is behind the window)
 
-Positions are kept here, not in aiokafka, which forgets its own in a rebalance. Three offsets of a partition:
-`positions` (next to hand out) ≤ what the buffer holds ≤ aiokafka's position (next to fetch).
+Positions are kept here and nowhere else: they are those of what was handed out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
-from aiokafka import errors as kafka
-from aiokafka.structs import TopicPartition
-
-from crewline.bus.base import Batch
-from crewline.bus.kafka.options import KafkaOptions, ms
-from crewline.bus.kafka.wire import NOT_ALLOWED, Wire, in_our_words, out_of_range, record_of
+from crewline.bus.base import Batch, Record
+from crewline.bus.kafka.feed import AHEAD_BYTES_MAX, Feed, Window
+from crewline.bus.kafka.fetching import Place
+from crewline.bus.kafka.wire import Wire, out_of_range
+from crewline.errors import BusError, OffsetOutOfRange
 
 log = logging.getLogger(__name__)
 
 
-def new_client(options: KafkaOptions, **other: Any) -> Any:
-    """Return an aiokafka consumer that neither commits nor resets by itself."""
-    own = {
-        "request_timeout_ms": ms(options.fetch_request_s_max),
-        "fetch_max_wait_ms": ms(options.fetch_wait_s_max),
-        "fetch_max_bytes": options.fetch_bytes_max,
-        "max_partition_fetch_bytes": options.partition_bytes_max,
-        "auto_offset_reset": "none",
-        "enable_auto_commit": False,
-        "isolation_level": "read_committed",
-    }
-    return AIOKafkaConsumer(**(options.client() | own | other))
+class Behind:
+    """What was fetched for one reader alone, of a partition whose window is further on."""
+
+    __slots__ = ("after", "end", "error", "fetching", "records")
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.after = self.end = -1
+        self.error: BusError | None = None
+        self.fetching: asyncio.Task[None] | None = None
 
 
-class Reader(ABC):
-    """Reads partitions of one topic from `positions` on. Once started, it looks after its client and replaces a dead one."""
+class Reader:
+    """Reads partitions of one topic from `positions` on."""
 
-    def __init__(self, topic: str, wire: Wire, forget: Callable[[Any], None]) -> None:
+    def __init__(self, topic: str, wire: Wire, feed: Feed, forget: Callable[[Any], None]) -> None:
         self.topic = topic
         self._wire = wire
+        self._feed = feed
         self._options = wire.options
         self._forget = forget
         self._positions: dict[int, int] = {}
-        self._ends: dict[int, int] = {}
-        self._buffer: dict[int, deque[Any]] = {}
+        self._windows: dict[int, Window] = {}
+        self._behind: dict[int, Behind] = {}
         self._turn = 0
-        self._wake = asyncio.Event()
-        self._fetch: asyncio.Task[Any] | None = None
-        self._rebalancing = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._woken = False
         self._lock = asyncio.Lock()
         self._polling: asyncio.Task[Any] | None = None
         self._closed = False
-        self._client: Any = None
-        self._starting: asyncio.Future[None] | None = None
-        self._stopping: set[asyncio.Task[None]] = set()
 
     # --- for subclasses ------------------------------------------------------------------------
 
-    @abstractmethod
-    def _open_client(self) -> Awaitable[None]:
-        """Make `_client`; return what is awaited until it can be polled."""
+    async def start(self, wait_s: float) -> None:
+        """Begin, and wait up to `wait_s` until that has worked; `poll` waits on. Raises: BusError."""
 
-    @abstractmethod
-    async def _prepare(self) -> None:
-        """Be ready to read: members of a group look at their assignment first."""
+    async def _prepare(self, left_s: float) -> bool:
+        """Be ready to read; return False if that must be waited for: members of a group look at their share first."""
+        return True
 
     async def _part(self) -> None:
         """Leave."""
-        await self._stop_client(self._client)
 
-    @abstractmethod
     def _left_out(self, partition: int) -> None:
-        """Hear that reading `partition` has ended: its position is out of range."""
-
-    @abstractmethod
-    def _lost_client(self) -> None:
-        """Hear that the client died, before it is replaced."""
+        """Hear that reading `partition` has ended: its position is not in the log."""
 
     # --- life ----------------------------------------------------------------------------------
 
-    async def start(self, wait_s: float) -> None:
-        """Open the client and wait up to `wait_s`; `poll` waits on. Raises: BusError if it failed by then."""
-        self._start()
-        assert self._starting is not None
-        await asyncio.wait({self._starting}, timeout=wait_s)
-        if self._starting.done():
-            await self._started(0)
-
-    def _start(self) -> None:
-        self._starting = asyncio.ensure_future(self._open_client())
-
-    async def _started(self, timeout_s: float) -> bool:
-        """Return whether the client is up, waiting up to `timeout_s`. Raises: BusError; the next call starts anew."""
-        if self._starting is None:
-            return True
-        if not self._starting.done():
-            waker = asyncio.ensure_future(self._wake.wait())
-            both: set[asyncio.Future[Any]] = {self._starting, waker}
-            await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            waker.cancel()
-            if not self._starting.done():
-                return False
-        starting, self._starting = self._starting, None
-        try:
-            starting.result()
-        except Exception as error:
-            self._replace_client()
-            raise in_our_words(error, self._options, f"opening a reader of {self.topic}") from error
-        return True
+    def wake(self) -> None:
+        """Hear that there may be something new."""
+        self._woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def close(self) -> None:
         """Stop reading. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        self._wake.set()
+        self.wake()
         self._forget(self)
-        if self._polling is not None and self._polling is asyncio.current_task():
-            await self._part()  # closed from within a callback of its own poll
-            return
-        async with self._lock:
-            await self._part()
-        await asyncio.gather(*self._stopping)
+        try:
+            if self._polling is not None and self._polling is asyncio.current_task():
+                await self._part()  # closed from within a callback of its own poll
+            else:
+                async with self._lock:
+                    await self._part()
+        finally:
+            for number in list(self._positions):
+                self._drop(number)
 
     # --- polling -------------------------------------------------------------------------------
 
@@ -144,261 +107,169 @@ class Reader(ABC):
 
     async def _poll(self, until: float, records_max: int) -> list[Batch]:
         loop = asyncio.get_running_loop()
-        looked = False
         while not self._closed:
-            self._wake.clear()
-            left_s = max(0.0, until - loop.time())
-            if not await self._started(left_s):
-                if looked or loop.time() >= until:
-                    return []
-                continue
-            await self._prepare()
+            self._woken = False
+            ready = await self._prepare(max(0.0, until - loop.time()))
             if self._closed:
-                return []
-            await self._take_fetched()
-            batches = self._hand_out(records_max)
+                break
+            batches = await self._take(records_max) if ready else []
             left_s = until - loop.time()
-            if batches:
-                await asyncio.sleep(0)  # what is buffered is taken without waiting: let others run
+            if batches or left_s <= 0:
+                await asyncio.sleep(0)  # what is in memory is taken without waiting: let others run
                 return [] if self._closed else batches
-            if left_s <= 0:
-                return self._moved()
-            looked = True
-            await self._wait(left_s)
+            if not self._woken:
+                await self._wait(left_s)
+        await asyncio.sleep(0)  # whoever polls on and on must not keep the loop to itself
         return []
 
-    async def _take_fetched(self) -> None:
-        """Fill the buffer with what aiokafka has fetched, without waiting. Raises: OffsetOutOfRange, BusError."""
-        if self._fetch is not None:
-            if not self._fetch.done():
-                return
-            fetch, self._fetch = self._fetch, None
-            await self._absorb(fetch)
-            return
-        if self._rebalancing:
-            return  # getmany would wait for its end, whatever its time-out
-        # Whoever has nothing buffered is asked for, however much others have: at most one fetch of each is held.
-        hungry = [TopicPartition(self.topic, number) for number in self._positions if number not in self._buffer]
-        if hungry or not self._positions:  # without partitions too: aiokafka leaves the group of who does not ask
-            await self._absorb(self._client.getmany(*hungry, timeout_ms=0))
-
     async def _wait(self, seconds: float) -> None:
-        if self._fetch is None and not self._rebalancing and self._positions:
-            self._fetch = asyncio.ensure_future(self._client.getmany(timeout_ms=ms(min(seconds, 30.0)) + 1))
-            self._fetch.add_done_callback(self._woken)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-
-    def _woken(self, _: object) -> None:
-        self._wake.set()
-
-    async def _absorb(self, fetching: Awaitable[Mapping[Any, list[Any]]]) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = loop.call_later(seconds, self.wake)
         try:
-            fetched = await fetching
-        except kafka.OffsetOutOfRangeError as error:
-            await self._say_out_of_range(error.args[0])
-            return
-        except (kafka.NoOffsetForPartitionError, kafka.ConsumerStoppedError):
-            return  # asked for before `seek`, or closed
-        except NOT_ALLOWED as error:
-            raise in_our_words(error, self._options, f"reading {self.topic}") from error
-        except Exception as error:
-            if self._closed:
-                return
-            self._replace_client()
-            raise in_our_words(error, self._options, f"reading {self.topic}") from error
-        for tp, records in fetched.items():
-            number = tp.partition
-            position = self._positions.get(number)
-            if position is None:
-                continue
-            end = self._client.last_stable_offset(tp) or self._client.highwater(tp) or 0
-            self._ends[number] = max(end, records[-1].offset + 1)
-            if records[0].offset < position:  # after a seek, at most
-                records = [record for record in records if record.offset >= position]
-            if records:
-                self._buffer.setdefault(number, deque()).extend(records)
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
 
-    async def _say_out_of_range(self, offsets: Mapping[Any, int]) -> None:
-        begins, ends = await self._wire.offsets(self.topic)
-        for tp, offset in offsets.items():
-            number = tp.partition
-            if self._positions.get(number) == offset:
-                if begins[number] <= offset <= ends[number]:
-                    self._seek(number, offset)  # by now it is there: a new leader was a moment behind
-                    continue
-                self._drop(number)
-                self._left_out(number)
-                raise out_of_range(self.topic, number, offset, begins[number], ends[number])
-
-    def _hand_out(self, records_max: int) -> list[Batch]:
-        """Return up to `records_max` buffered records, an equal part of each partition."""
-        ready = list(self._buffer)
+    async def _take(self, records_max: int) -> list[Batch]:
+        """Return up to `records_max` records of what is in memory, an equal part of each partition."""
+        ready = []
+        for number, position in list(self._positions.items()):
+            window = self._windows[number]
+            if window.holds(position):
+                self._behind.pop(number, None)
+                if position < window.end:
+                    ready.append(number)
+                elif window.lost or window.refused is not None:
+                    await self._stopped(number, window)
+            elif self._take_behind(number, window, position):
+                ready.append(number)
         if not ready:
             return []
         self._turn += 1
         first = self._turn % len(ready)
-        batches = []
+        batches: list[Batch] = []
         left = records_max
         for index, number in enumerate(ready[first:] + ready[:first]):
             part = max(1, left // (len(ready) - index)) if left else 0
             if not part:
                 break
-            buffered = self._buffer[number]
-            records = [record_of(buffered.popleft()) for _ in range(min(part, len(buffered)))]
-            if not buffered:
-                del self._buffer[number]
-            left -= len(records)
-            position = self._positions[number] = records[-1].offset + 1
-            batches.append(Batch(self.topic, number, records, position, max(position, self._ends[number])))
+            batches.append(self._batch(number, part))
+            left -= len(batches[-1].records)
         return batches
 
-    def _moved(self) -> list[Batch]:
-        """Return empty batches where aiokafka went on without a record: markers, compaction, aborted transactions."""
-        if self._rebalancing or (self._fetch is not None and self._fetch.done()):
-            return []  # its records come first
-        batches = []
-        for number, position in self._positions.items():
-            state = self._state(number)
-            if number in self._buffer or state is None or state.paused or not state.has_valid_position:
-                continue
-            if state.position > position:
-                self._positions[number] = state.position
-                end = max(state.position, self._ends.get(number, 0))
-                batches.append(Batch(self.topic, number, (), state.position, end))
-        return batches
+    def _batch(self, number: int, records_max: int) -> Batch:
+        window, behind = self._windows[number], self._behind.get(number)
+        if behind is None:
+            was_full = window.bytes > AHEAD_BYTES_MAX
+            records, after = window.take(self._positions[number], records_max)
+            end = window.log_end
+            self._positions[number] = after
+            if was_full:
+                self._feed.wanted()
+        else:
+            records, rest = behind.records[:records_max], behind.records[records_max:]
+            behind.records = rest
+            after = records[-1].offset + 1 if rest else behind.after
+            end = behind.end
+            self._positions[number] = after
+        return Batch(self.topic, number, records, after, max(end, after))
+
+    # --- behind the window ---------------------------------------------------------------------
+
+    def _take_behind(self, number: int, window: Window, position: int) -> bool:
+        """Return whether something of a partition that is behind its window is in memory; see to it that it will be."""
+        behind = self._behind.get(number)
+        if behind is None:
+            behind = self._behind[number] = Behind()
+        if behind.error is not None:
+            error, behind.error = behind.error, None
+            if isinstance(error, OffsetOutOfRange):
+                self._drop(number)
+                self._left_out(number)
+            raise error
+        if behind.records or behind.after > position:
+            return True
+        if behind.fetching is None:
+            behind.fetching = asyncio.get_running_loop().create_task(self._fetch(number, behind, position))
+        return False
+
+    async def _fetch(self, number: int, behind: Behind, position: int) -> None:
+        try:
+            batch = await self._wire.read(self.topic, number, position, records_max=1 << 20)
+            behind.records, behind.after, behind.end = list(batch.records), batch.next_offset, batch.end
+            if batch.next_offset == position:  # the end of the log lies before the window: it is another one, or becomes so
+                await asyncio.sleep(self._options.retry_s)
+        except BusError as error:
+            behind.error = error
+        finally:
+            behind.fetching = None
+            self.wake()
 
     # --- positions -----------------------------------------------------------------------------
 
-    def _state(self, number: int) -> Any:
-        """Return aiokafka's state of a partition, None if it does not hold it now."""
-        subscription = self._client._subscription.subscription
-        assignment = subscription.assignment if subscription is not None else None
-        return assignment.state_value(TopicPartition(self.topic, number)) if assignment is not None else None
+    def position_of(self, place: Place) -> int:
+        """Return the offset that is read next."""
+        return self._positions[place[1]]
 
     def _seek(self, number: int, offset: int) -> None:
         """Read `number` from `offset` on."""
+        self._drop(number)
         self._positions[number] = offset
-        self._buffer.pop(number, None)
-        if self._state(number) is not None:
-            tp = TopicPartition(self.topic, number)
-            self._client.seek(tp, offset)
-            self._client.resume(tp)
+        self._windows[number] = self._feed.follow((self.topic, number), self, offset)
 
     def _drop(self, number: int) -> None:
         """Stop reading `number`."""
+        behind = self._behind.pop(number, None)
+        if behind is not None and behind.fetching is not None:
+            behind.fetching.cancel()
+        if self._windows.pop(number, None) is not None:
+            self._feed.leave((self.topic, number), self)
         self._positions.pop(number, None)
-        self._buffer.pop(number, None)
-        state = self._state(number)
-        if state is not None:
-            self._client.pause(TopicPartition(self.topic, number))
 
-    def _forget_fetched(self) -> None:
-        """Throw away what was fetched and not handed out: it is fetched again from `positions`."""
-        self._buffer.clear()
-        if self._fetch is not None and self._fetch.done():
-            fetch, self._fetch = self._fetch, None
-            if not fetch.cancelled():
-                fetch.exception()
+    async def _stopped(self, number: int, window: Window) -> None:
+        """Say why nothing more can be read from here. Raises: OffsetOutOfRange, BusError."""
+        if window.refused is not None and not window.lost:
+            error, window.refused = window.refused, None  # said once; it is tried again
+            raise type(error)(error.message, hint=error.hint)
+        begins, ends = await self._wire.offsets(self.topic)
+        position = self._positions[number]
+        if not window.replaced and begins[number] <= position <= ends[number]:
+            self._seek(number, position)  # by now it is there: a new leader was a moment behind
+            return
+        self._drop(number)
+        self._left_out(number)
+        if window.replaced:
+            raise OffsetOutOfRange(
+                f"{self.topic} partition {number} is not the log that was read up to offset {position}: "
+                "the topic was deleted and made again, or a broker has lost what it had acknowledged"
+            )
+        raise out_of_range(self.topic, number, position, begins[number], ends[number])
 
-    # --- the client ----------------------------------------------------------------------------
-
-    def _dead(self) -> bool:
-        """Return whether a task of the client has ended: it says nothing itself, and reads nothing any more."""
-        fetcher, coordinator = self._client._fetcher, self._client._coordinator
-        task = getattr(coordinator, "_coordination_task", None)
-        return (fetcher is not None and fetcher._fetch_task.done()) or (task is not None and task.done())
-
-    def _replace_client(self) -> None:
-        log.warning("the reader of %s starts anew", self.topic)
-        old = self._client
-        self._cancel_fetch()
-        self._buffer.clear()
-        self._lost_client()
-        stopping = asyncio.ensure_future(self._stop_client(old))
-        self._stopping.add(stopping)
-        stopping.add_done_callback(self._stopping.discard)
-        self._start()
-
-    def _cancel_fetch(self) -> None:
-        if self._fetch is not None:
-            self._fetch.cancel()
-            self._fetch.add_done_callback(lambda task: task.cancelled() or task.exception())
-            self._fetch = None
-
-    async def _stop_client(self, client: Any) -> None:
-        """Close `client`, by force if it does not end by itself. Never raises."""
-        if client is self._client:
-            self._cancel_fetch()
-        if self._starting is not None and client is self._client:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
-            self._starting = None
-        stop = asyncio.ensure_future(client.stop())
-        await asyncio.wait({stop}, timeout=self._options.stop_s_max)
-        if stop.done():
-            if not stop.cancelled() and (error := stop.exception()) is not None:
-                log.warning("closing a reader of %s: %s", self.topic, error)
+    def _check_starts(self, starts: Mapping[int, int], begins: Mapping[int, int], ends: Mapping[int, int]) -> OffsetOutOfRange | None:
+        """Read what of `starts` lies in the log; return what is to be said of one that does not."""
+        problem: OffsetOutOfRange | None = None
+        for number, start in starts.items():
+            if begins[number] <= start <= ends[number]:
+                self._seek(number, start)
             else:
-                return
-        stop.cancel()
-        await asyncio.gather(stop, return_exceptions=True)
-        rest = asyncio.ensure_future(self._force(client))
-        await asyncio.wait({rest}, timeout=self._options.stop_s_max)
-        rest.cancel()
-        await asyncio.gather(rest, return_exceptions=True)
-
-    async def _force(self, client: Any) -> None:
-        leave = getattr(client._coordinator, "_maybe_leave_group", None)
-        if leave is not None:
-            for task in (client._coordinator._coordination_task, client._coordinator._heartbeat_task):
-                if task is not None:
-                    task.cancel()
-            with contextlib.suppress(kafka.KafkaError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await leave()
-        if client._fetcher is not None:
-            client._fetcher._fetch_task.cancel()
-        await client._client.close()
+                problem = out_of_range(self.topic, number, start, begins[number], ends[number])
+        return problem
 
 
 class KafkaTail(Reader):
     """A reader without a group."""
 
-    def __init__(self, topic: str, starts: Mapping[int, int], wire: Wire, forget: Callable[[Any], None]) -> None:
-        super().__init__(topic, wire, forget)
-        self._positions.update(starts)
-        self._unchecked = True
+    def __init__(self, topic: str, starts: Mapping[int, int], wire: Wire, feed: Feed, forget: Callable[[Any], None]) -> None:
+        super().__init__(topic, wire, feed, forget)
+        self._starts: Mapping[int, int] | None = starts
 
-    def _open_client(self) -> Awaitable[None]:
-        self._client = new_client(self._options)
-        self._client.assign([TopicPartition(self.topic, number) for number in self._positions])
-        for number, offset in self._positions.items():
-            self._client._subscription.seek(TopicPartition(self.topic, number), offset)
-        starting: Awaitable[None] = self._client.start()
-        return starting
-
-    def _left_out(self, partition: int) -> None:
-        """The others are read on."""
-
-    def _lost_client(self) -> None:
-        """The next one goes on from the same positions."""
-
-    async def _prepare(self) -> None:
-        if self._dead():
-            self._replace_client()
-            raise in_our_words(ConnectionError("its client died"), self._options, f"reading {self.topic}")
-        if self._unchecked:
-            await self._check()
-
-    async def _check(self) -> None:
-        """Raise OffsetOutOfRange for a start that is outside the log: the broker would say so only after a while."""
-        begins, ends = await self._wire.offsets(self.topic)
-        for number, start in list(self._positions.items()):
-            if not begins[number] <= start <= ends[number]:
-                self._drop(number)
-                raise out_of_range(self.topic, number, start, begins[number], ends[number])
-        self._unchecked = False
-
-
+    async def _prepare(self, left_s: float) -> bool:
+        if self._starts is not None:
+            begins, ends = await self._wire.offsets(self.topic)
+            starts, self._starts = self._starts, None
+            problem = self._check_starts(starts, begins, ends)
+            if problem is not None:
+                raise problem
+        return True

@@ -7,6 +7,7 @@ connection in turn, and a consumer's fetch may be held for 100 ms.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -14,20 +15,27 @@ from typing import Any, TypeVar
 
 from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient
-from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
-from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
-from crewline.bus.base import Batch, Record
+from crewline.bus.base import Batch
+from crewline.bus.kafka.fetching import Answer, Session, records_of
 from crewline.bus.kafka.options import KafkaOptions, ms
 from crewline.bus.kafka.refusals import NOT_ALLOWED as NOT_ALLOWED
 from crewline.bus.kafka.refusals import not_allowed
-from crewline.errors import BusError, BusUnavailable, OffsetOutOfRange, RecordTooLarge, UnknownTopic
+from crewline.errors import (
+    BusError,
+    BusUnavailable,
+    OffsetOutOfRange,
+    RecordTooLarge,
+    TopicMismatch,
+    UnknownTopic,
+)
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 END, BEGIN = -1, -2  # ListOffsets' names for them
 
 
@@ -55,32 +63,32 @@ def out_of_range(topic: str, partition: int, start: int, begin: int, end: int) -
     )
 
 
-def record_of(raw: Any) -> Record:
-    """Return aiokafka's record as ours. Others may write a record without key, or a header without value."""
-    headers = raw.headers
-    for _, value in headers:
-        if value is None:
-            headers = tuple((name, value or b"") for name, value in headers)
-            break
-    return Record(raw.topic, raw.partition, raw.offset, raw.timestamp, raw.key or b"", raw.value, tuple(headers))
-
-
 class Wire:
     """Asks the brokers, again after what passes, until `request_s_max`."""
 
     def __init__(self, options: KafkaOptions) -> None:
         self.options = options
         self.client = AIOKafkaClient(**options.client(), request_timeout_ms=ms(options.request_s_max))
+        self._refreshing: asyncio.Task[bool] | None = None
+        self._counts: dict[str, int] = {}  # of partitions, of topics in use: fixed when first seen
+        self.client.cluster.add_listener(self._look_at_counts)
 
     @property
     def cluster(self) -> Any:
         return self.client.cluster
+
+    def brokers(self) -> set[tuple[str, int]]:
+        """Return where the brokers are, as far as it is known here."""
+        return {(broker.host, broker.port) for broker in self.cluster.brokers()}
 
     async def open(self) -> None:
         """Connect. Raises: BusUnavailable."""
         await self.retrying("connecting", self.client.bootstrap)
 
     async def close(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
         try:
             async with asyncio.timeout(self.options.stop_s_max):
                 await self.client.close()
@@ -102,9 +110,35 @@ class Wire:
         except TimeoutError as error:
             raise in_our_words(error, self.options, doing) from error
 
-    async def refresh(self) -> None:
-        """Learn anew which topics there are and who leads them."""
-        await self.client.force_metadata_update()
+    async def refresh(self) -> bool:
+        """Learn anew which topics there are and who leads them. Return whether a broker answered."""
+        return await asyncio.shield(self.refresh_soon())
+
+    def refresh_soon(self) -> asyncio.Task[bool]:
+        """See to it that `refresh` happens."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing.add_done_callback(self._refreshed)
+        return self._refreshing
+
+    async def _refresh(self) -> bool:
+        client = self.client
+        if client._sync_task is not None and client._sync_task.done():  # it would never answer again
+            client._sync_task = asyncio.create_task(client._md_synchronizer())
+        try:
+            async with asyncio.timeout(self.options.request_s_max):
+                if await client.force_metadata_update():
+                    return True
+                # aiokafka asks the brokers it knows, for ever; they may all have moved.
+                await client.bootstrap()
+                return True
+        except (kafka.KafkaError, TimeoutError):
+            return False
+
+    def _refreshed(self, task: asyncio.Task[bool]) -> None:
+        self._refreshing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("asking for the brokers and topics of Kafka", exc_info=error)
 
     # --- topics --------------------------------------------------------------------------------
 
@@ -114,7 +148,7 @@ class Wire:
         return len(found) if found else None
 
     async def partitions(self, topic: str) -> int:
-        """Return the number of partitions, asking if it is not known. Raises: UnknownTopic, BusUnavailable."""
+        """Return the number of partitions, asking if it is not known. Raises: UnknownTopic, TopicMismatch, BusUnavailable."""
         count = self.known_partitions(topic)
         for _ in range(2):  # the first may join an update that was asked for before the topic was made
             if count is None:
@@ -124,7 +158,27 @@ class Wire:
             await self.retrying(f"looking for topic {topic!r}", partial(self._may_see, topic))
             known = ", ".join(sorted(self.cluster.topics())) or "none"
             raise UnknownTopic(f"there is no topic {topic!r}; create it (`crewline up` does). Topics: {known}")
+        self.check_count(topic, count)
         return count
+
+    def check_count(self, topic: str, count: int) -> None:
+        """Raise TopicMismatch if `topic` had another number of partitions when this bus first used it."""
+        before = self._counts.setdefault(topic, count)
+        if count != before:
+            raise TopicMismatch(
+                f"topic {topic!r} has {count} partitions now, it had {before}: keys would go to other partitions than their records so far",
+                hint="the number is fixed at creation: make a topic with the right number under another `bus.topic_prefix`",
+            )
+
+    def forget_count(self, topic: str) -> None:
+        """Hear that `topic` is made anew."""
+        self._counts.pop(topic, None)
+
+    def _look_at_counts(self, _: object) -> None:
+        for topic in self._counts:
+            count = self.known_partitions(topic)
+            if count is not None and count != self._counts[topic]:
+                log.error("topic %s has %d partitions now, it had %d: nothing is read or appended", topic, count, self._counts[topic])
 
     async def _may_see(self, topic: str) -> None:
         """Raise if `topic` is hidden from us: among all topics a broker leaves out those without the right to see them."""
@@ -138,7 +192,7 @@ class Wire:
         doing = f"looking for topic {topic!r}"
         try:
             async with asyncio.timeout(self.options.request_s_max):
-                if not await self.client.force_metadata_update():
+                if not await self.refresh():
                     raise in_our_words(ConnectionError("no broker answers"), self.options, doing)
         except TimeoutError as error:
             raise in_our_words(error, self.options, doing) from error
@@ -205,24 +259,23 @@ class Wire:
     async def _fetch(self, topic: str, partition: int, start: int, records_max: int) -> Batch:
         if start < 0:
             raise _OutOfRange
-        tp = TopicPartition(topic, partition)
         # One record's batch comes whole, whatever the limit.
         bytes_max = self.options.partition_bytes_max if records_max > 1 else 16 << 10
-        request = FetchRequest(0, 0, bytes_max, READ_COMMITTED, [(topic, [(partition, start, bytes_max)])])
-        answer = await self.client.send(self._leader(tp), request)
-        [(_, [(_, code, _, stable_end, *rest)])] = answer.topics
-        if code == kafka.OffsetOutOfRangeError.errno:
+        request = Session(once=True).request(
+            {(topic, partition): start}, wait_ms=0, bytes_max=bytes_max, partition_bytes_max=bytes_max
+        )
+        answer: Answer = await self.client.send(self._leader(TopicPartition(topic, partition)), request)
+        _raise(answer.error)
+        [found] = answer.found
+        if found.error == kafka.OffsetOutOfRangeError.errno:
             raise _OutOfRange
-        _raise(code)
-        aborted = rest[1] if answer.API_VERSION >= 11 else rest[-2]
-        raw = PartitionRecords(tp, MemoryRecords(rest[-1]), aborted, start, None, None, True, READ_COMMITTED)
-        records = []
-        for each in raw:
-            records.append(record_of(each))
-            if len(records) >= records_max:
-                break
-        # Past the last record: what follows it in its batch may be gone.
-        return Batch(topic, partition, records, raw.next_fetch_offset, max(stable_end, raw.next_fetch_offset))
+        _raise(found.error)
+        records, after = records_of(found, start)
+        if len(records) > records_max:
+            del records[records_max:]
+            after = records[-1].offset + 1
+        # `after` lies past the last record: what follows it in its batch may be gone.
+        return Batch(topic, partition, records, after, max(found.end, after))
 
 
 class _OutOfRange(Exception):
