@@ -1,8 +1,9 @@
-"""Throughput of whole turns on the embedded log: guarded, sealed, durable (synchronous=FULL).
+"""Throughput of whole turns, guarded, sealed and durable (on the embedded log: synchronous=FULL).
 
     python benchmarks/turns.py --conversations 200 --turns 50 --tools 1 [--unsafe]
+    python benchmarks/turns.py --bus kafka://127.0.0.1:9092 --workers 2 …      see turns_kafka.py
 
-All roles and the client in one process. The floor, measured in the same run, is the bare append and read,
+On the embedded log all roles and the client run in one process. The floor, measured in the same run, is the bare append and read,
 by as many readers, of the same bytes through APSW, in commits of the size the run had. One JSON line last.
 """
 
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ import msgspec
 from crewline import tool
 from crewline.bus.base import Bus, Record
 from crewline.client import Client
-from crewline.crews.running import Crew, Running
+from crewline.crews.running import Crew
 from crewline.events import header
 from crewline.guardrail import PolicyRule, PolicySet
 from crewline.roster import Agent, Roster
 from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
 from crewline_tools.registry import ToolRegistry
+from place import Place, add_arguments
 
 READERS = {"conversations": 3, "tools": 1}  # worker, guardrail, client; the pool
 COMMIT_RECORDS = 64
@@ -67,14 +69,14 @@ async def note_order(order_id: str) -> dict[str, Any]:
     return {"order_id": order_id, "noted": True}
 
 
-def crew(tools: int, *, unsafe: bool) -> Crew:
+def crew(tools: int, *, unsafe: bool, namespace: str = "bench") -> Crew:
     """Return the benchmark's crew."""
     registry = ToolRegistry()
     registry.add(note_order if unsafe else find_order)
     name = "note_order" if unsafe else "find_order"
     agent = Agent("desk", InstantModel(tools, name), tools=(name,), history=20)
     policies = PolicySet([PolicyRule("fine", tools=(name,), when="size(args.order_id) < 30", action="allow", reason="a test")])
-    return Crew(Roster("bench", "1", {"desk": agent}, registry.specs()), registry, policies)
+    return Crew(Roster("bench", "1", {"desk": agent}, registry.specs(), namespace=namespace), registry, policies)
 
 
 async def converse(client: Client, conversation: str, turns: int, latencies: list[float]) -> None:
@@ -84,15 +86,16 @@ async def converse(client: Client, conversation: str, turns: int, latencies: lis
         latencies.append(time.perf_counter() - began)
 
 
-async def measure(running: Running, conversations: int, turns: int) -> dict[str, float]:
+async def measure(client: Client, conversations: int, turns: int, cpu_s: Callable[[], float]) -> dict[str, float]:
+    """Have `conversations` talk at once for `turns` turns each, then one alone."""
     latencies: list[float] = []
-    await converse(running.client, "warm-up", 5, [])
-    began, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(converse(running.client, f"c-{n}", turns, latencies) for n in range(conversations)))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    await converse(client, "warm-up", 5, [])
+    began, cpu = time.perf_counter(), cpu_s()
+    await asyncio.gather(*(converse(client, f"c-{n}", turns, latencies) for n in range(conversations)))
+    seconds, cpu = time.perf_counter() - began, cpu_s() - cpu
     count = conversations * turns
     alone: list[float] = []
-    await converse(running.client, "alone", 50, alone)
+    await converse(client, "alone", 50, alone)
     latencies.sort()
     return {
         "turns_per_s": round(count / seconds, 1),
@@ -153,25 +156,51 @@ def floor(conversations: list[Record], tools: list[Record], folder: Path) -> tup
     return spent
 
 
+def sizes(conversations: list[Record], tools: list[Record], options: argparse.Namespace) -> dict[str, float]:
+    """Return what a turn leaves in the log."""
+    by_turn = bytes_by_turn(conversations + tools, "c-0")
+    count = options.conversations * options.turns + 55
+    return {
+        "bytes_per_turn_first": by_turn[1],
+        "bytes_per_turn_50th": by_turn[min(50, options.turns)],
+        "records_per_turn": round((len(conversations) + len(tools)) / count, 2),
+    }
+
+
 async def run(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Measure on the embedded log, and its floor."""
     async with crew(options.tools, unsafe=options.unsafe).up(state=folder) as running:
         await running.ready()
-        result = await measure(running, options.conversations, options.turns)
+        result = await measure(running.client, options.conversations, options.turns, time.process_time)
         # Before the log is read back for the floor: that is the benchmark's memory, not the crew's.
         result["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
         conversations = await read_all(running.bus, "bench.conversations")
         tools = await read_all(running.bus, "bench.tools.main")
-    by_turn = bytes_by_turn(conversations + tools, "c-0")
-    result["bytes_per_turn_first"] = by_turn[1]
-    result["bytes_per_turn_50th"] = by_turn[min(50, options.turns)]
+    result |= sizes(conversations, tools, options)
     seconds, cpu = floor(conversations, tools, folder)
     count = options.conversations * options.turns + 55
-    result["records_per_turn"] = round((len(conversations) + len(tools)) / count, 2)
     result["floor_turns_per_s"] = round(count / seconds, 1)
     result["floor_cpu_ms_per_turn"] = round(cpu / count * 1000, 3)
     result["ratio_turns"] = round(result["turns_per_s"] / result["floor_turns_per_s"], 3)
     result["ratio_cpu"] = round(result["cpu_ms_per_turn"] / result["floor_cpu_ms_per_turn"], 2)
     return result
+
+
+async def run_on_kafka(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Measure on Kafka, the roles in other processes, and its floor."""
+    import turns_kafka as kafka
+
+    place = Place.new(folder, "bench", bus=options.bus, store=options.store)
+    made = crew(options.tools, unsafe=options.unsafe, namespace=place.namespace)
+    async with kafka.running(place, made, options) as processes, place.client() as client:
+        result = await measure(client, options.conversations, options.turns, processes.cpu_s)
+        result["rss_mb_max"] = processes.rss_mb_max()
+        conversations = await read_all(client.bus, client.topics.conversations)
+        tools = await read_all(client.bus, client.topics.tools("main"))
+    result |= sizes(conversations, tools, options)
+    like = [record for record in conversations + tools if kafka.is_of(record, "c-0")]
+    floor = await kafka.floor(options.bus, like, options.conversations, options.conversations * options.turns)
+    return kafka.compared(result, floor, options.tools)
 
 
 def main() -> None:
@@ -180,20 +209,26 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=50, help="turns of each conversation")
     parser.add_argument("--tools", type=int, default=1, help="tool calls a turn")
     parser.add_argument("--unsafe", action="store_true", help="with a tool that must be claimed")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes to stderr")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes to stderr (embedded log)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the crew (Kafka)")
+    parser.add_argument("--apart", action="store_true", help="each role in processes of its own (Kafka)")
+    add_arguments(parser)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if options.profile:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.state or Path(temporary)
+        if options.bus != "embedded":
+            result = asyncio.run(run_on_kafka(options, folder))
+        elif options.profile:
             import cProfile
             import pstats
 
             profile = cProfile.Profile()
             profile.enable()
-            result = asyncio.run(run(options, Path(folder)))
+            result = asyncio.run(run(options, folder))
             profile.disable()
             pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(40)
         else:
-            result = asyncio.run(run(options, Path(folder)))
+            result = asyncio.run(run(options, folder))
     print(json.dumps(result))
 
 
