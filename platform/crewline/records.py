@@ -17,6 +17,7 @@ from crewline.errors import RecordInvalid, RecordTooLarge, SealError, UnknownEve
 from crewline.events import Event
 from crewline.seal import DEPLOYMENT, Keyring, UnknownKey
 from crewline.topics import partition_of
+from crewline.traceparent import context_of, wanted
 
 GUARD = "guard"
 PEOPLE = "people"
@@ -100,6 +101,7 @@ class Scribe:
         self._keyring = keyring
         self._source = source
         self._seal_as = seal_as
+        self._traced = wanted()
         self.now_ms = now_ms
 
     def message(
@@ -125,6 +127,8 @@ class Scribe:
         if len(value) > RECORD_BYTES_MAX:
             raise RecordTooLarge(f"{event.TYPE} {id} has {len(value):,} bytes; a record holds {RECORD_BYTES_MAX:,}")
         raw_key = key.encode()
+        if self._traced and run and traceparent is None:
+            traceparent = str(context_of(run, id))
         seal_as = seal_as or self._seal_as
         if signed_by is not None:
             seal = self._keyring.sign(signed_by, topic, raw_key, event.TYPE, id, value)

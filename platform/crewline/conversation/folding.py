@@ -35,6 +35,7 @@ from crewline.conversation.status import describe
 from crewline.errors import UnknownEvent
 from crewline.records import GUARD, Entry
 from crewline.seal import DEPLOYMENT
+from crewline.traceparent import HEADER, from_outside
 
 FOLD_VERSION = 1
 FINISHED_MAX = 512  # ids of finished intents that are remembered, so that a repeat is the same intent
@@ -103,7 +104,8 @@ def _intent(state: Conversation, entry: Entry, event: ev.IntentPublished) -> Con
     if len(state.queue) >= QUEUE_MAX or size + sum(queued.size for queued in state.queue) > QUEUE_BYTES_MAX:
         say = f"{len(state.queue)} intents are waiting in this conversation already; ask again later"
         return reject(state, entry.record, "queue.full", say, parks=False)
-    queue = (*state.queue, Queued(id, run, event, entry.at_ms, size))
+    trace = from_outside(ev.header(entry.record.headers, HEADER), run, id)
+    queue = (*state.queue, Queued(id, run, event, entry.at_ms, size, trace=trace))
     return replace(state, queue=queue, owned=state.owned or sealed)
 
 
@@ -145,6 +147,7 @@ def _turn_started(state: Conversation, entry: Entry, event: ev.TurnStarted) -> C
         messages=(ChatMessage("user", text),),
         cancelled_by=queued.cancelled_by,
         entry=handed[0] if (handed := state.handed) and handed[1] == event.agent else event.agent,
+        trace=queued.trace,
     )
     # An owed answer was acknowledged before this record was written: the worker sees to that.
     return replace(state, turns=event.turn, turn=turn, queue=state.queue[1:], owed=None)

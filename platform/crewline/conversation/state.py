@@ -19,7 +19,7 @@ class State(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Queued(State, frozen=True):
-    """An intent waiting for its turn."""
+    """An intent waiting for its turn. `trace` is its `traceparent`, if somebody outside began the trace."""
 
     id: str
     run: str
@@ -27,6 +27,7 @@ class Queued(State, frozen=True):
     at_ms: int
     size: int = 0
     cancelled_by: str | None = None
+    trace: str = ""
 
 
 class Finished(State, frozen=True, array_like=True):
@@ -121,6 +122,7 @@ class Turn(State, frozen=True):
     paused_ms: int = 0
     paused_since_ms: int | None = None
     entry: str = ""
+    trace: str = ""
 
     @property
     def deadline_ms(self) -> int:
