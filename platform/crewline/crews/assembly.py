@@ -19,11 +19,13 @@ from crewline_tools.registry import ToolOptions, ToolRegistry
 from crewline import events as ev
 from crewline.crews.models import Agent as AgentConfig
 from crewline.crews.models import Capability, CrewConfig, OpenAIModel, ScriptedModel
+from crewline.crews.models_flow import Hopping, Session, Trigger, Tumbling, Window
 from crewline.crews.problems import CrewFileError
 from crewline.crews.running import Crew
 from crewline.errors import UsageError
 from crewline.guardrail import Approvals, FactRule, LimitRule, PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Price, Roster
+from crewline.triggers import Gathering, TriggerRule, WindowRule
 
 
 def crew_from_file(path: Path, *, overlays: Sequence[Path] = (), offline: bool = False) -> Crew:
@@ -49,16 +51,18 @@ def crew_of(config: CrewConfig, *, offline: bool = False) -> Crew:
     tools = _tools(config)
     specs = tools.specs()
     run = config.guardrails.budgets.run
+    day = config.guardrails.budgets.day.model_dump(exclude_none=True) if config.guardrails.budgets.day else {}
     roster = Roster(
         crew=config.name,
         version=config.version,
         agents=_agents(config, offline=offline),
         tools=specs,
         namespace=config.bus.topic_prefix or config.name,
-        budgets=Budgets(run.tool_calls, run.wall_time, run.tokens, run.cost_usd),
+        budgets=Budgets(run.tool_calls, run.wall_time, run.tokens, run.cost_usd, day),
         entry=config.entry,
     )
-    return Crew(roster, tools, _policies(config), config=config, partitions=config.bus.partitions)
+    return Crew(roster, tools, _policies(config), config=config, partitions=config.bus.partitions,
+                triggers=[_trigger(name, trigger) for name, trigger in config.triggers.items()])
 
 
 def _tools(config: CrewConfig) -> ToolRegistry:
@@ -172,6 +176,41 @@ def _policies(config: CrewConfig) -> PolicySet:
         LimitRule(name, tuple(limit.tools), limit.max, limit.window, limit.key, limit.sum, limit.action)
         for name, limit in guard.limits.items()
     ]
-    day = guard.budgets.day.model_dump(exclude_none=True) if guard.budgets.day is not None else {}
     name = f"{config.name}@{config.version}"
-    return PolicySet(rules, facts=facts, approvals=approvals, name=name, limits=limits, day=day)
+    return PolicySet(rules, facts=facts, approvals=approvals, name=name, limits=limits)
+
+
+def _trigger(name: str, trigger: Trigger) -> TriggerRule:
+    gather = trigger.gather
+    asks = trigger.scatter if trigger.scatter is not None else [trigger.intent or ""]
+    return TriggerRule(
+        name,
+        topic=trigger.topic,
+        key=trigger.key,
+        asks=asks,
+        time=trigger.time,
+        window=_window(trigger.window) if trigger.window is not None else None,
+        aggregates=trigger.aggregate,
+        when=trigger.when,
+        cooldown_ms=_ms(trigger.cooldown),
+        gather=Gathering(gather.intent, gather.wait_for, _ms(gather.timeout)) if gather is not None else None,
+        input=trigger.input,
+        user=trigger.user,
+        conversation=trigger.conversation,
+        concurrency=trigger.concurrency,
+        on_error=trigger.on_error,
+    )
+
+
+def _window(window: Window) -> WindowRule:
+    match window:
+        case Session(gap=gap):
+            return WindowRule("session", gap_ms=_ms(gap), grace_ms=_ms(window.grace))
+        case Hopping(size=size, advance=advance):
+            return WindowRule("hopping", _ms(size), _ms(advance), grace_ms=_ms(window.grace))
+        case Tumbling(size=size):
+            return WindowRule("tumbling", _ms(size), _ms(size), grace_ms=_ms(window.grace))
+
+
+def _ms(seconds: float | None) -> int:
+    return round((seconds or 0.0) * 1000)

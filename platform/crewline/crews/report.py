@@ -86,8 +86,11 @@ def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("guardrails", "policies", name, "stage"), f"'stage: {policy.stage}'"
     if guardrails.pii is not None:
         yield ("guardrails", "pii"), "'pii'"
-    if config.triggers:
-        yield ("triggers",), "'triggers'"
+    for name, trigger in config.triggers.items():
+        gathering = trigger.gather.intent if trigger.gather is not None else None
+        for asked in (trigger.intent, gathering, *(trigger.scatter or ())):
+            if asked is not None and ":" in asked:
+                yield ("triggers", name), f"an intent for another crew, {asked!r},"
     if config.memory.store == "redis":
         yield ("memory", "store"), "'store: redis'"
     for field, value in (("path", config.memory.path), ("retention", config.memory.retention)):

@@ -19,7 +19,7 @@ from crewline.client import Answer, Client, Handle
 from crewline.conversation import ConversationView
 from crewline.crews.where import Where, where
 from crewline.engine import Engine, EngineOptions
-from crewline.errors import CrewlineError, UsageError
+from crewline.errors import CrewlineError, UnknownTopic, UsageError
 from crewline.marketplace import Marketplace
 from crewline.projection import Frame
 from crewline.records import Reader, Scribe
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 
     from crewline.crews.models import CrewConfig
     from crewline.guardrail import PolicySet
+    from crewline.triggers import Intake, TriggerRule
 
 log = logging.getLogger("crewline")
 
 STATE = Path(".crewline")
-ROLES = ("worker", "guardrail", "tools")
+ROLES = ("worker", "guardrail", "tools", "triggers")
 
 
 def clock_ms() -> int:
@@ -54,7 +55,7 @@ class Crew:
 
     Args:
         roster: agents, tools, budgets. tools: the functions behind the tools. policies: what the guardrail
-        holds calls to. config: the crew file, if there is one.
+        holds calls to. config: the crew file, if there is one. triggers: outside topics that become intents.
     """
 
     roster: Roster
@@ -63,6 +64,7 @@ class Crew:
     config: CrewConfig | None = None
     partitions: int = PARTITIONS
     options: EngineOptions = field(default_factory=EngineOptions)
+    triggers: Sequence[TriggerRule] = ()
 
     @classmethod
     def load(cls, path: str | Path, *, overlays: Sequence[str | Path] = (), offline: bool = False) -> Crew:
@@ -90,7 +92,7 @@ class Crew:
             bus: `embedded:DIR` or `kafka://HOST:PORT[,…]`; None: what the crew file says, else embedded in `state`.
             keys: the keys folder, the same for the whole deployment; None: the crew file's, else in `state`.
             store: `sqlite:DIR` or `redis://…`; None: what the crew file says, else SQLite in `state`.
-            only: the roles to run here (`worker`, `guardrail`, `tools`, `tools.POOL`); None: all.
+            only: the roles to run here (`worker`, `guardrail`, `tools`, `tools.POOL`, `triggers`); None: all.
 
         Raises: UsageError for a role or an address that there is not.
         """
@@ -114,12 +116,13 @@ class Running:
         self.roster = crew.roster
         self.where = where
         self.state = state
-        self.roles = _roles(crew.roster, only)
+        self.roles = _roles(crew, only)
         self.instance = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.engines: dict[str, Engine[Any]] = {}
         self.market: Marketplace | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pools: list[ToolPool] = []
+        self.intakes: list[Intake] = []
         self._stack = AsyncExitStack()
         self._bus: Bus | None = None
         self._reader: Reader
@@ -156,6 +159,8 @@ class Running:
             self._bus = bus = await self.where.open_bus(self._client_id)
             self._stack.push_async_callback(bus.close)
             await bus.create_topics(self._topics())
+            if "triggers" in self.roles:
+                await self._check_outside_topics(bus)
             store = await self.where.open_store(self.roster.topics.namespace)
             self._stack.push_async_callback(store.close)
             # One reader for all who trust the same keys: a record is checked once, not once a role.
@@ -183,7 +188,8 @@ class Running:
         held = set(keyring.holds())
         for role in self.roles:
             pool = role.removeprefix("tools.")
-            needed = {"worker": {DEPLOYMENT: "seal.key"}, "guardrail": {DEPLOYMENT: "seal.key", "guard": "guard.key"}}.get(
+            needed = {"worker": {DEPLOYMENT: "seal.key"}, "guardrail": {DEPLOYMENT: "seal.key", "guard": "guard.key"},
+                      "triggers": {DEPLOYMENT: "seal.key"}}.get(
                 role, {} if DEPLOYMENT in held else {f"pool/{pool}": f"pool-{pool}.key"}
             )
             missing = [file for key, file in needed.items() if key not in held]
@@ -196,13 +202,32 @@ class Running:
     def _topics(self) -> list[TopicSpec]:
         """Return the topics to be there. A role of its own asks Kafka for no more than it may touch."""
         every = self.roster.topics.specs(self.roster.pools, partitions=self.crew.partitions)
-        if self.where.embedded or self.roles == _roles(self.roster, None):
+        if self.crew.triggers:
+            every += self.roster.topics.trigger_specs(partitions=self.crew.partitions)
+        if self.where.embedded or self.roles == _roles(self.crew, None):
             return every
         needed = topics_of(self.roster, self.roles)
         return [spec for spec in every if spec.name in needed]
 
+    async def _check_outside_topics(self, bus: Bus) -> None:
+        """Raise UsageError if a trigger's topic is not there. The embedded log has no other owner to make it."""
+        outside = dict.fromkeys(rule.topic for rule in self.crew.triggers)
+        there = await bus.topics() if self.where.embedded else {}
+        missing = [TopicSpec(topic, self.crew.partitions) for topic in outside if topic not in there]
+        if self.where.embedded:
+            await bus.create_topics(missing)
+        for topic in outside:
+            try:
+                await bus.partitions(topic)
+            except UnknownTopic:
+                name = next(rule.name for rule in self.crew.triggers if rule.topic == topic)
+                raise UsageError(f"trigger {name!r} reads topic {topic!r}, which {bus.address} does not have",
+                                 hint="whoever writes it creates it; or correct `topic`") from None
+
     async def _stop(self) -> None:
         """End what was started, as far as that came, and close what was opened."""
+        for intake in self.intakes:
+            intake.stop()
         for engine in self.engines.values():
             engine.stop()
         market = self._tasks.pop("market", None)
@@ -218,6 +243,8 @@ class Running:
         for role in self.roles:
             if role == "worker":
                 self._start_worker(keyring.without("guard", "people"), bus, store)
+            elif role == "triggers":
+                self._start_triggers(keyring.without("guard", "people"), bus, store)
             elif role == "guardrail":
                 self._start_guardrail(keyring.without("people"), bus, store)
             else:
@@ -286,6 +313,24 @@ class Running:
             ),
         )
         self._engine("guardrail", guardrail, self._reader, bus, store)
+
+    def _start_triggers(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
+        from crewline.triggers import Intake, TakenUntil, Triggers
+
+        topics, rules = self.roster.topics, {rule.name: rule for rule in self.crew.triggers}
+        scribe = Scribe(keyring, source=topics.namespace, now_ms=clock_ms)
+        role = Triggers(
+            rules, crew=self.roster.crew, topics=topics, scribe=scribe, bus=bus, clock_ms=clock_ms,
+            taken_until=TakenUntil(rules, bus=bus, store=store, clock_ms=clock_ms),
+        )
+        self._engine("triggers", role, self._reader, bus, store)
+        for rule in self.crew.triggers:
+            intake = Intake(
+                rule, bus=bus, store=store, scribe=scribe, reader=self._reader, topics=topics, clock_ms=clock_ms,
+                waiting=role.waiting, member=self.instance,
+            )
+            self.intakes.append(intake)
+            self._tasks[intake.name] = asyncio.create_task(intake.run(), name=intake.name)
 
     def _start_pool(self, pool: str, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline_tools.pool import ToolPool
@@ -373,14 +418,18 @@ def topics_of(roster: Roster, roles: Collection[str]) -> frozenset[str]:
     if not roles:
         needed |= {topics.tokens}
     if "worker" in roles:
-        needed |= {topics.tokens, MARKET, *map(topics.tools, roster.pools)}
+        needed |= {topics.tokens, topics.triggers, MARKET, *map(topics.tools, roster.pools)}
     if "guardrail" in roles:
         needed |= {topics.audit, topics.limits}
+    if "triggers" in roles:
+        needed |= {topics.triggers, topics.dead_letters}
     return frozenset(needed | {topics.tools(role.removeprefix("tools.")) for role in roles if role.startswith("tools.")})
 
 
-def _roles(roster: Roster, only: Collection[str] | None) -> list[str]:
-    every = ["worker", "guardrail", *(f"tools.{pool}" for pool in roster.pools)]
+def _roles(crew: Crew, only: Collection[str] | None) -> list[str]:
+    every = ["worker", "guardrail", *(f"tools.{pool}" for pool in crew.roster.pools)]
+    if crew.triggers:
+        every.append("triggers")
     if only is None:
         return every
     wanted: list[str] = []
