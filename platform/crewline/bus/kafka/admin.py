@@ -59,6 +59,8 @@ class Admin:
         replicas = self._wire.options.replication or min(REPLICAS, len(self._wire.cluster.brokers()))
         missing = await self._missing(specs, replicas)
         if missing:
+            for spec in missing:
+                self._wire.forget_count(spec.name)
             await self._create(missing, replicas)
             if await self._missing(specs, replicas):
                 raise BusUnavailable(f"topics were created, but are not there: {[spec.name for spec in missing]}")
@@ -95,7 +97,7 @@ class Admin:
                     raise kafka.LeaderNotAvailableError(spec.name)
 
     async def _refreshed(self) -> None:
-        if not await self._wire.client.force_metadata_update():
+        if not await self._wire.refresh():
             raise kafka.KafkaConnectionError("no broker answers")
 
     async def describe(self, names: Sequence[str], *, seen_alone: bool = False) -> dict[str, Topic]:

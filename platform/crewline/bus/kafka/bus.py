@@ -32,6 +32,11 @@ class KafkaBus:
         self._feed = Feed(self._wire)
         self._readers: set[Reader] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._wire.when_changed.append(self._wake_readers)
+
+    def _wake_readers(self) -> None:
+        for reader in self._readers:
+            reader.wake()
 
     async def open(self) -> None:
         """Connect. Raises: BusUnavailable."""

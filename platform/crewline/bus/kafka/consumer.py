@@ -135,7 +135,7 @@ class KafkaConsumer(Reader):
         except BusError:
             self._join_anew()
             raise
-        if membership.is_dead(self._wire.brokers()):
+        if membership.is_dead():
             self._join_anew()
             return False
         membership.polled()

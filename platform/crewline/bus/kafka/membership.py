@@ -1,8 +1,8 @@
 """A membership in a group, by aiokafka's consumer: it joins, sends heartbeats and commits. It reads nothing.
 
 aiokafka calls its listener and its assignor from a task of its own, and sends no heartbeats meanwhile: what is
-called there must only take note. Its tasks can die without a word, and it never looks for other brokers than those
-it knows: `is_dead` is asked before each poll, and a dead membership is left behind for a new one.
+called there must only take note. Its tasks can die without a word: `is_dead` is asked before each poll, and a
+dead membership is left behind for a new one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import errors as kafka
 from aiokafka.structs import TopicPartition
 
+from crewline.bus.kafka.connections import BrokerClient
 from crewline.bus.kafka.options import KafkaOptions, ms
 from crewline.bus.kafka.sharing import Assignor, Claim
 from crewline.bus.kafka.wire import in_our_words
@@ -60,10 +61,11 @@ class Membership:
             heartbeat_interval_ms=ms(options.heartbeat_s),
             rebalance_timeout_ms=ms(options.rebalance_s_max),
             max_poll_interval_ms=ms(options.poll_gap_s_max),
-            request_timeout_ms=ms(options.member_request_s_max),
             auto_offset_reset="none",
             enable_auto_commit=False,
         )
+        # aiokafka offers no other way to have it use a client of ours; its own was not connected yet.
+        self._client._client = BrokerClient(options, client_id=member, request_s_max=options.member_request_s_max)
         self._client.subscribe([topic], listener=_Listener(rebalancing))
         self._starting: asyncio.Future[None] = asyncio.ensure_future(self._client.start())
         self._heard = False
@@ -92,14 +94,10 @@ class Membership:
         """Call `wake` once `started` has something to say."""
         self._starting.add_done_callback(lambda _: wake())
 
-    def is_dead(self, brokers: set[tuple[str, int]]) -> bool:
-        """Return whether a task of the client has ended, or it knows none of `brokers`."""
-        coordinator = self._client._coordinator
-        task = getattr(coordinator, "_coordination_task", None)
-        if task is not None and task.done():
-            return True
-        known = {(broker.host, broker.port) for broker in self._client._client.cluster.brokers()}
-        return bool(known and brokers and not known & brokers)
+    def is_dead(self) -> bool:
+        """Return whether a task of the client has ended."""
+        tasks = (getattr(self._client._coordinator, "_coordination_task", None), self._client._client._sync_task)
+        return any(task is not None and task.done() for task in tasks)
 
     def polled(self) -> None:
         """Note that the member is at work: aiokafka leaves the group of one that does not fetch for minutes."""

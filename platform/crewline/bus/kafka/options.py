@@ -33,11 +33,9 @@ class KafkaOptions:
     metadata_s_max: float = 30.0  # a moved leader is noticed by an error; a new broker only by this
     stop_s_max: float = 3.0
 
-    # Appending. A failed append's fate is unknown, so the deadline is the caller's, not aiokafka's: an
-    # idempotent producer never gives up. A killed broker's partitions have another leader after 9 s
-    # (`broker.session.timeout.ms`); a batch that waits for longer than that is in a producer that hangs.
+    # Appending. A killed broker's partitions have another leader after 9 s (`broker.session.timeout.ms`).
     append_s_max: float = 20.0
-    batch_s_max: float = 12.0
+    waiting_bytes_max: int = 256 << 20  # of appends that are not acknowledged
     batch_bytes_max: int = 256 << 10
     compression: Literal["lz4", "none"] = "lz4"
 

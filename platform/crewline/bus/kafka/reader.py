@@ -109,6 +109,7 @@ class Reader:
         loop = asyncio.get_running_loop()
         while not self._closed:
             self._woken = False
+            self._wire.refuse_changed(self.topic)
             ready = await self._prepare(max(0.0, until - loop.time()))
             if self._closed:
                 break

@@ -14,15 +14,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from aiokafka import errors as kafka
-from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import TopicPartition
 
 from crewline.bus.base import Batch
+from crewline.bus.kafka.connections import BrokerClient
 from crewline.bus.kafka.fetching import Answer, Session, records_of
-from crewline.bus.kafka.options import KafkaOptions, ms
+from crewline.bus.kafka.options import KafkaOptions
 from crewline.bus.kafka.refusals import NOT_ALLOWED as NOT_ALLOWED
 from crewline.bus.kafka.refusals import not_allowed
 from crewline.errors import (
@@ -68,18 +68,16 @@ class Wire:
 
     def __init__(self, options: KafkaOptions) -> None:
         self.options = options
-        self.client = AIOKafkaClient(**options.client(), request_timeout_ms=ms(options.request_s_max))
+        self.client = BrokerClient(options)
         self._refreshing: asyncio.Task[bool] | None = None
         self._counts: dict[str, int] = {}  # of partitions, of topics in use: fixed when first seen
+        self._changed: dict[str, int] = {}  # what they are now, where that is another number
+        self.when_changed: list[Callable[[], None]] = []
         self.client.cluster.add_listener(self._look_at_counts)
 
     @property
     def cluster(self) -> Any:
         return self.client.cluster
-
-    def brokers(self) -> set[tuple[str, int]]:
-        """Return where the brokers are, as far as it is known here."""
-        return {(broker.host, broker.port) for broker in self.cluster.brokers()}
 
     async def open(self) -> None:
         """Connect. Raises: BusUnavailable."""
@@ -127,12 +125,8 @@ class Wire:
             client._sync_task = asyncio.create_task(client._md_synchronizer())
         try:
             async with asyncio.timeout(self.options.request_s_max):
-                if await client.force_metadata_update():
-                    return True
-                # aiokafka asks the brokers it knows, for ever; they may all have moved.
-                await client.bootstrap()
-                return True
-        except (kafka.KafkaError, TimeoutError):
+                return bool(await client.force_metadata_update())
+        except TimeoutError:
             return False
 
     def _refreshed(self, task: asyncio.Task[bool]) -> None:
@@ -170,15 +164,25 @@ class Wire:
                 hint="the number is fixed at creation: make a topic with the right number under another `bus.topic_prefix`",
             )
 
+    def refuse_changed(self, topic: str) -> None:
+        """Raise TopicMismatch if the number of partitions of a topic in use has changed."""
+        if topic in self._changed:
+            self.check_count(topic, self._changed[topic])
+
     def forget_count(self, topic: str) -> None:
         """Hear that `topic` is made anew."""
         self._counts.pop(topic, None)
 
     def _look_at_counts(self, _: object) -> None:
-        for topic in self._counts:
+        for topic, before in self._counts.items():
             count = self.known_partitions(topic)
-            if count is not None and count != self._counts[topic]:
-                log.error("topic %s has %d partitions now, it had %d: nothing is read or appended", topic, count, self._counts[topic])
+            if count is None or count == before:
+                self._changed.pop(topic, None)
+            elif topic not in self._changed:
+                self._changed[topic] = count
+                log.error("topic %s has %d partitions now, it had %d: nothing is read or appended", topic, count, before)
+                for wake in self.when_changed:
+                    wake()
 
     async def _may_see(self, topic: str) -> None:
         """Raise if `topic` is hidden from us: among all topics a broker leaves out those without the right to see them."""

@@ -1,0 +1,96 @@
+"""aiokafka's client, with three of its habits mended.
+
+- It connects to one broker at a time: one that is frozen, not dead, holds up the way to all others for as long as a
+  request may take. Here each connection has its own lock, and a connect its own, short deadline.
+- It asks one broker after the other for metadata, each for as long as a request may take; a moved leader would not
+  be heard of for that long. Here each is given `connect_s_max`.
+- It knows the brokers it has heard of, and asks those for ever. Here the bootstrap servers are asked again when
+  none of them answers: all of them may have moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import defaultdict
+from typing import Any
+
+from aiokafka import errors as kafka
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
+
+from crewline.bus.kafka.options import KafkaOptions, ms
+
+log = logging.getLogger(__name__)
+
+
+class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no types
+    """Connections to brokers, one to each for each `group` of requests; and what is known of brokers and topics."""
+
+    def __init__(self, options: KafkaOptions, *, client_id: str = "", request_s_max: float | None = None) -> None:
+        named = {"client_id": client_id} if client_id else {}
+        super().__init__(**options.client() | named, request_timeout_ms=ms(request_s_max or options.request_s_max))
+        self._options = options
+        self._how = options.connection() | named
+        self._locks: dict[tuple[Any, Any], asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def _get_conn(self, node_id: Any, *, group: Any = ConnectionGroup.DEFAULT, no_hint: bool = False) -> Any:
+        place = (node_id, group)
+        conn = self._conns.get(place)
+        if conn is not None and conn.connected():
+            return conn
+        async with self._locks[place]:
+            conn = self._conns.get(place)
+            if conn is not None and conn.connected():
+                return conn
+            self._conns.pop(place, None)
+            try:
+                conn = await self._connect(node_id)
+            except (OSError, TimeoutError, kafka.KafkaError) as error:
+                log.error("connecting to broker %s: %s", node_id, str(error) or type(error).__name__)
+                self.force_metadata_update()
+                return None
+            self._conns[place] = conn
+            return conn
+
+    async def _connect(self, node_id: Any) -> Any:
+        broker = self.cluster.broker_metadata(node_id)
+        if broker is None:
+            raise kafka.StaleMetadata(f"broker {node_id} is not known (any more)")
+        async with asyncio.timeout(self._options.connect_s_max):
+            return await create_conn(
+                broker.host,
+                broker.port,
+                request_timeout_ms=self._request_timeout_ms,
+                on_close=self._on_connection_closed,
+                max_idle_ms=self._connections_max_idle_ms,
+                **self._how,
+            )
+
+    async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> bool:
+        request = MetadataRequest(list(topics) if topics else None)
+        nodes = [broker.nodeId for broker in self.cluster.brokers()]
+        random.shuffle(nodes)
+        for node in nodes:
+            try:
+                async with asyncio.timeout(self._options.connect_s_max):
+                    answer = await self.send(node, request)
+            except (kafka.KafkaError, TimeoutError) as error:
+                log.warning("asking broker %s for metadata: %s", node, str(error) or type(error).__name__)
+                continue
+            if not answer.brokers:
+                return False
+            cluster_metadata.update_metadata(answer)
+            return True
+        return await self._ask_bootstrap_servers(cluster_metadata)
+
+    async def _ask_bootstrap_servers(self, cluster_metadata: Any) -> bool:
+        try:
+            async with asyncio.timeout(self._request_timeout_ms / 1000):
+                await self.bootstrap()
+        except (kafka.KafkaError, TimeoutError):
+            cluster_metadata.failed_update(None)
+            return False
+        return True
