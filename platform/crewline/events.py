@@ -115,7 +115,8 @@ class Limits(Data, frozen=True):
     """The bounds of one turn, copied from the crew file when it starts.
 
     `deadline_ms` is broker time. `attempts` bounds model attempts a step. `guard_s` is how long a
-    call waits for its verdict. `history` is how many earlier turns a brain sees.
+    call waits for its verdict. `history` is how many earlier turns a brain sees. `day` names what the
+    turn spends of the crew's budget for the day.
     """
 
     max_steps: int = 10
@@ -127,6 +128,7 @@ class Limits(Data, frozen=True):
     guard_s: float = 30.0
     history: int = 20
     depth: int = 0
+    day: tuple[str, ...] = ()
 
 
 class Reason(Data, frozen=True):
@@ -509,13 +511,15 @@ class LimitAnswered(Event, frozen=True):
 
 class LimitSettled(Event, frozen=True):
     """What became of a reservation. Written by the guardrail to `<ns>.limits`; `ce_id` is its id with
-    `:settled`. `ran`: it counts, with `amount`, until it leaves the window; otherwise it is given back."""
+    `:settled`. `ran`: it counts, with `amount`, until it leaves the window; otherwise it is given back.
+    `spent`: by a turn, and so it counts also if nobody had asked before the turn was over."""
 
     TYPE: ClassVar[str] = "limit.settled"
 
     reservation: str
     ran: bool
     amount: float = 0.0
+    spent: bool = False
 
 
 # --- tools.<pool> ------------------------------------------------------------------------------

@@ -43,12 +43,17 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """What a run may use. `wall_s` does not count the time a person is waited for."""
+    """What a run may use. `wall_s` does not count the time a person is waited for.
+
+    `day`: what the crew may use between midnight and midnight (UTC), all runs together: of `cost_usd`,
+    `tokens`, `tool_calls`, `wall_time` (seconds).
+    """
 
     tool_calls: int = 50
     wall_s: float = 600.0
     tokens: int | None = None
     cost_usd: float | None = None
+    day: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

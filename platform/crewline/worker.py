@@ -125,6 +125,8 @@ class Worker:
             guard_s=self.roster.guard_s,
             history=declared.history if declared else HISTORY,
             depth=max(0, grant.depth) if grant else 0,
+            # What a delegated turn of this crew spends is in its parent's sum.
+            day=() if asked.origin.kind == "agent" and asked.origin.crew == self.roster.crew else tuple(budgets.day),
         )
         started = ev.TurnStarted(
             state.turns + 1, queued.id, agent, self.roster.version, FOLD_VERSION, limits

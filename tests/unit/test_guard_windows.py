@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from crewline import events as ev
 from crewline.bus.base import Message, Record
+from crewline.conversation.reserved import SETTLED_MAX
 from crewline.errors import UsageError
 from crewline.guardrail import Approvals, FactRule, LimitKeeper, LimitRule, PolicyRule, PolicySet, judge_once
-from crewline.guardrail.counters import Counter, count
+from crewline.guardrail.counters import Counted, Counter, count
+from crewline.roster import Budgets
 from guard_kit import START_MS, Desk, codes, make_policies, make_roster
 
 HOUR_MS = 3_600_000
@@ -83,7 +85,8 @@ class Till:
 
 def desk_with(*limits: LimitRule, **changes: Any) -> tuple[Desk, Till]:
     changes.setdefault("policies", FREE)
-    desk = Desk(policies=make_policies(limits=limits, **changes))
+    bounds = ev.Limits(deadline_ms=START_MS + 600_000, max_steps=1_000, tool_calls=1_000)
+    desk = Desk(policies=make_policies(limits=limits, **changes), limits=bounds)
     return desk, Till(desk)
 
 
@@ -389,3 +392,68 @@ def test_a_dry_run_starts_with_nothing_used() -> None:
         decision = judge_once(make_roster(), policies, "desk", "issue_refund", json.dumps(refund(amount)[1]), user="u1",
                               facts={"order": {"total": 999}})
         assert decision.action == action
+
+
+# --- budgets for the day -----------------------------------------------------------------------
+
+
+def day_desk(**day: float) -> tuple[Desk, Till]:
+    desk = Desk(roster=make_roster(budgets=Budgets(day=day)), policies=make_policies(policies=FREE),
+                limits=ev.Limits(deadline_ms=START_MS + 600_000, day=tuple(day)))
+    return desk, Till(desk)
+
+
+async def test_no_call_of_a_turn_is_judged_before_the_day_has_room() -> None:
+    desk, till = day_desk(cost_usd=1.0, tokens=100.0)
+    desk.reply(refund(1))
+    kinds = [effect.kind for effect in desk.guard.pending(desk.state)]
+    assert kinds == ["day_asked", "day_asked"]
+    await till.run()
+    assert till.verdict().decision == "allow"
+    assert {each.limit for each in till.asked} == {"budgets.day.cost_usd", "budgets.day.tokens"}
+    assert all(each.day and not each.call for each in till.asked)
+
+
+async def test_a_turn_of_a_crew_that_has_used_its_day_is_stopped_and_no_call_judged() -> None:
+    desk, till = day_desk(tokens=100.0)
+    till.counters["budgets.day.tokens"] = Counter("budgets.day.tokens", past=(Counted(START_MS, 120.0),))
+    desk.reply(refund(1))
+    await till.run()
+    assert desk.state.turn is not None
+    assert desk.state.turn.cancelled_by == "The crew's budget for the day (tokens: 120 of 100 used)"
+    assert not any(isinstance(entry.event, ev.CallJudged) for entry in desk.entries)
+
+
+@pytest.mark.parametrize("asked_first", [True, False])
+async def test_what_a_turn_spent_is_said_when_it_ends(asked_first: bool) -> None:
+    """Also of a turn that ended before it was answered, or before anybody asked."""
+    desk, till = day_desk(tokens=100.0, cost_usd=9.0, tool_calls=9.0, wall_time=60.0)
+    if asked_first:
+        await till.run()
+    usage = ev.Usage(30, 12)
+    desk.write(ev.ModelReplied("desk", 1, "done", usage=usage, cost_usd=0.5), "c1:t1:s1")
+    desk.now_ms += 4_000
+    desk.write(ev.TurnFinished(1, "i1", "done", "done"), "c1:t1:end")
+    await till.run()
+    assert {each.limit: till.used(each.limit) for each in till.asked} == ({
+        "budgets.day.tokens": 42, "budgets.day.cost_usd": 0.5, "budgets.day.tool_calls": 0, "budgets.day.wall_time": 4,
+    } if asked_first else {})
+    assert [till.used(f"budgets.day.{what}") for what in ("tokens", "cost_usd", "tool_calls", "wall_time")] == [42, 0.5, 0, 4]
+
+
+async def test_settled_reservations_are_kept_in_bounds_and_old_answers_are_not_given_back() -> None:
+    desk, till = desk_with(LimitRule("many", ("add_note",), 1e6, 60.0, action="deny"))
+    first = ""
+    for n in range(SETTLED_MAX + 5):
+        desk.reply(("add_note", {"text": f"note {n}"}))
+        await till.run()
+        first = first or till.asked[0].reservation
+        desk.finish("ok")
+    await till.run()
+    assert len(desk.state.reserved) == SETTLED_MAX
+    assert desk.state.forgotten == 1
+    assert not any(each.answer.reservation == first for each in desk.state.reserved)
+    # The keeper repeats the first answer (it went back to an old snapshot): the call ran, so it counts.
+    again = ev.LimitAnswered(first, "many", "many", 1, True, "reserve", 1.0, 0.0, 1e6, "c1:t1:s1:c0", 1)
+    desk.write(again, first, signed_by="guard")
+    assert desk.state.reserved[-1].ended == "ran"

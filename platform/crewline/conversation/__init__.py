@@ -26,6 +26,7 @@ from crewline.conversation.folding import stands as stands
 from crewline.conversation.folding import take as take
 from crewline.conversation.pending import guard_pending as guard_pending
 from crewline.conversation.pending import worker_pending as worker_pending
+from crewline.conversation.reserved import DAY as DAY
 from crewline.conversation.reserved import answers_of as answers_of
 from crewline.conversation.state import Call as Call
 from crewline.conversation.state import Conversation as Conversation

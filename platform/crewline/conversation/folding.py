@@ -76,7 +76,7 @@ def take(state: Conversation, entry: Entry) -> Step:
         return Step(after, False)  # forged, or a repeat: it is answered, but it does not count
     if after.turn is not None and after.turn is not state.turn:
         after = settle(after, entry)
-    if after.reserved:
+    if after.reserved or (state.turn is not None and after.turn is None):
         after = settle_reserved(state, after, entry)
     return Step(replace(after, last_ms=entry.at_ms), True)
 

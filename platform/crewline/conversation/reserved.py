@@ -16,12 +16,13 @@ from typing import Literal
 from msgspec.structs import replace
 
 from crewline import events as ev
-from crewline.conversation.state import Call, Conversation, Reserved, Turn
+from crewline.conversation.state import Call, Conversation, Reserved, Turn, turn_id
 from crewline.records import Entry
 
 # Settled ones that are kept. The counter has long been told of the oldest; a repeat of its answer must
 # still be known as one.
 SETTLED_MAX = 100
+DAY = "budgets.day."  # in front of what is counted by the day: names, keys and ids of its counters
 _NOT_RUN = frozenset({"tool.not_run", "market.nobody", "delegation.depth"})
 
 _End = tuple[Literal["ran", "not_run"], float]
@@ -44,7 +45,9 @@ def answers_of(state: Conversation, call: Call) -> dict[str, ev.LimitAnswered]:
 
 
 def settle_reserved(before: Conversation, after: Conversation, entry: Entry) -> Conversation:
-    """Return `after` with every reservation ended that nothing rests on any more."""
+    """Return `after` with every reservation ended that nothing rests on any more, and what a turn spent that has ended."""
+    if before.turn is not None and after.turn is None and before.turn.limits.day:
+        after = _with_spent(before.id, before.turn, after, entry.at_ms)
     reserved = after.reserved
     ends = [None if each.ended else _end_of(each.answer, before, after, entry) for each in reserved]
     if any(ends):
@@ -102,7 +105,20 @@ def _end_of_turn(answer: ev.LimitAnswered, before: Conversation, after: Conversa
     turn = before.turn
     if turn is None or turn.number != answer.turn:
         return "not_run", 0.0  # the answer came after the turn's end
-    return "ran", spent_of(turn, answer.limit.rpartition(".")[2], entry.at_ms)
+    return "ran", spent_of(turn, answer.limit.removeprefix(DAY), entry.at_ms)
+
+
+def _with_spent(conversation: str, turn: Turn, after: Conversation, at_ms: int) -> Conversation:
+    """Say what a turn spent of the day's budgets that did not answer it in time (or are yet to be asked)."""
+    known = {each.answer.reservation for each in after.reserved}
+    reserved = after.reserved
+    for what in turn.limits.day:
+        limit = f"{DAY}{what}"
+        id = f"{turn_id(conversation, turn.number)}:{limit}"
+        if id not in known:
+            answer = ev.LimitAnswered(id, limit, limit, turn.number, True, "reserve", 0.0, 0.0, 0.0)
+            reserved = (*reserved, Reserved(answer, "ran", spent_of(turn, what, at_ms)))
+    return replace(after, reserved=reserved)
 
 
 def spent_of(turn: Turn, what: str, at_ms: int) -> float:

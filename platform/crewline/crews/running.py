@@ -317,6 +317,9 @@ class Running:
     def _start_triggers(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline.triggers import Intake, TakenUntil, Triggers
 
+        if self.crew.policies.limits or self.roster.budgets.day:
+            keeper = LimitKeeper(self.roster.topics, scribe=scribe)
+            self._engine("limits", keeper, self._reader, bus, store)
         topics, rules = self.roster.topics, {rule.name: rule for rule in self.crew.triggers}
         scribe = Scribe(keyring, source=topics.namespace, now_ms=clock_ms)
         role = Triggers(
@@ -334,9 +337,6 @@ class Running:
 
     def _start_pool(self, pool: str, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline_tools.pool import ToolPool
-        if self.crew.policies.counts:
-            keeper = LimitKeeper(self.roster.topics, scribe=scribe)
-            self._engine("limits", keeper, self._reader, bus, store)
 
         held = keyring.for_pool(pool)
         role = ToolPool(

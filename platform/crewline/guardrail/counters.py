@@ -106,19 +106,20 @@ def room(counter: Counter, at_ms: int, asked: ev.LimitAsked) -> ev.LimitAnswered
 
 
 def _is_awaited(each: Open, since_ms: int, now_ms: int) -> bool:
-    """Return whether it matters what becomes of a reservation: a turn's own always does."""
-    return each.at_ms > since_ms or not each.answer.call or (not each.amount and each.at_ms > now_ms - DAY_MS)
+    """Return whether a reservation still counts; or, if it takes nothing, whether its answer may be on its way."""
+    return each.at_ms > since_ms or (not each.amount and each.at_ms > now_ms - DAY_MS)
 
 
 def _settled(counter: Counter, entry: Entry, settled: ev.LimitSettled) -> Counter:
     known = next((each for each in counter.open if each.answer.reservation == settled.reservation), None)
-    if known is None:
+    if known is None and not (settled.spent and settled.reservation not in counter.done):
         return counter
     after = _without(counter, (settled.reservation,))
     if not settled.ran or not settled.amount:
         return after
     # A call counts from when it was granted; what a turn spent, from when that is known.
-    past = (*after.past, Counted(known.at_ms if known.answer.call else entry.at_ms, settled.amount))
+    at_ms = entry.at_ms if known is None or settled.spent else known.at_ms
+    past = (*after.past, Counted(at_ms, settled.amount))
     return replace(after, past=past if len(past) <= PAST_MAX else _merged(past))
 
 

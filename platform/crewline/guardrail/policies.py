@@ -112,7 +112,6 @@ class PolicySet:
         name, epoch: what verdicts call this set. A newer set has a higher epoch.
         approvals: None if nobody can approve; then what needs a person is denied.
         limits: what calls may take within windows of time.
-        day: what the crew may spend in a day (UTC): of `cost_usd`, `tokens`, `tool_calls`, `wall_time` (seconds).
 
     Raises: UsageError naming the policy, limit or fact with an unknown name, a broken expression or a double name.
     """
@@ -126,7 +125,6 @@ class PolicySet:
         epoch: int = 0,
         name: str = "",
         limits: Sequence[LimitRule] = (),
-        day: Mapping[str, float] | None = None,
     ) -> None:
         self.approvals = approvals if approvals is not None and approvals.approvers else None
         self.epoch = epoch
@@ -145,7 +143,6 @@ class PolicySet:
         self._policies = tuple(_Policy(rule, known) for rule in policies)
         _unique("limit", [rule.name for rule in limits])
         self.limits = tuple(WindowLimit(rule, NAMES, known) for rule in limits)
-        self.day: dict[str, float] = dict(day or {})
         self._covering: dict[tuple[str, str], Covering] = {}
 
     def covering(self, tool: str, agent: str) -> Covering:
@@ -162,10 +159,6 @@ class PolicySet:
             )
         return found
 
-    @property
-    def counts(self) -> bool:
-        """Whether anything here needs a counter that spans conversations."""
-        return bool(self.limits or self.day)
 
     def decide(self, tool: str, agent: str, effect: str, values: Mapping[str, Any]) -> Decided:
         """Return what all matching policies say together. `values` holds every name of `NAMES`.

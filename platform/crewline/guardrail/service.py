@@ -67,6 +67,7 @@ class Guardrail:
         self.topic = roster.topics.conversations
         self._limits_topic = roster.topics.limits
         self._crew = roster.crew
+        self._day = roster.budgets.day
         self.view: View[Conversation] = view or ConversationView()
         self._scribe = scribe
         self._clock_ms = clock_ms
@@ -83,13 +84,13 @@ class Guardrail:
     def use(self, roster: Roster, policies: PolicySet) -> None:
         """Put a crew and policies into force, at once and whole. Raises: UsageError; then nothing changes."""
         self._judge = Judge(roster, policies)
+        self._day = roster.budgets.day
 
     # --- the engine's side ---------------------------------------------------------------------
 
     def pending(self, state: Conversation) -> Sequence[Effect]:
         effects = guard_pending(state)
-        day = self._judge.policies.day
-        return days.pending(state, effects, day, self._crew) if day else effects
+        return days.pending(state, effects, self._day, self._crew) if self._day else effects
 
     def observe(self, carry: bytes, record: Record) -> bytes:
         return self._audit.observe(carry, record)
@@ -172,14 +173,14 @@ class Guardrail:
         known = next((each for each in state.reserved if each.answer.reservation == effect.ref), None)
         if known is None:
             return ()
-        settled = ev.LimitSettled(effect.ref, known.ended == "ran", known.amount)
+        settled = ev.LimitSettled(effect.ref, known.ended == "ran", known.amount, not known.answer.call)
         return [self._to_limits(known.answer.key, settled, effect.id, state.id, known.answer.call)]
 
     def _to_limits(self, key: str, event: ev.Event, id: str, run: str, cause: str) -> Message:
         return self._scribe.message(self._limits_topic, key, event, id=id, run=run, cause=cause, signed_by=GUARD)
 
     def _ask_for_turn(self, effect: Effect, state: Conversation) -> Sequence[Message]:
-        most = self._judge.policies.day.get(effect.ref)
+        most = self._day.get(effect.ref)
         if most is None or state.turn is None:
             return ()
         return [self._asked(state, days.ask(effect.id, effect.ref, most), day=True)]
