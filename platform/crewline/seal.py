@@ -20,12 +20,12 @@ import hmac
 import os
 import secrets
 import struct
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crewline.errors import SealError, UsageError
+from crewline.recent import Recent
 
 if TYPE_CHECKING:
     from nacl.signing import SigningKey, VerifyKey
@@ -36,7 +36,8 @@ _DOMAIN = b"crewline seal v1\n"
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
 _LENGTHS = struct.Struct(">4I")
-_VERIFIED_MAX = 1_024
+_VERIFIED = 512
+_MADE = 1_024
 _DERIVED_MAX = 256
 
 
@@ -86,7 +87,9 @@ class Keyring:
         self._pads: dict[str, tuple[Any, Any]] = {}
         self._verifiers: dict[str, VerifyKey] = {}
         # Ed25519 costs 100 µs a check, and roles of one process read the same records: remember what held.
-        self._verified: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._verified: Recent[tuple[str, bytes], bool] = Recent(_VERIFIED)
+        # By seal, what `Scribe` made of late and `Reader` will see again (see `records.Made`).
+        self.made: Recent[bytes, Any] = Recent(_MADE)
 
     def __repr__(self) -> str:
         return f"<Keyring {', '.join(self.holds())}>"
@@ -113,8 +116,10 @@ class Keyring:
         return self._sharing(Keyring(pools={pool: self._pool(pool)}, public=self._public))
 
     def _sharing(self, other: Keyring) -> Keyring:
-        """Let roles of one process share what was verified: they trust the same public halves."""
+        """Let roles of one process share what was verified and made: they trust the same keys, and each
+        takes only what is sealed with a key it holds."""
         other._verified = self._verified
+        other.made = self.made
         return other
 
     def seal(self, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
@@ -132,8 +137,18 @@ class Keyring:
         name, signer = self._signer(who)
         covered = sealed_bytes(topic, key, event_type, id, value)
         seal = f"e1.{name}.{signer.sign(covered).signature.hex()}"
-        self._remember(seal, covered)
+        self._verified.put((seal, covered), True)
         return seal
+
+    def vouched(self, seal: str) -> str | None:
+        """Return who `check` says made this seal, which was made by this ring or one that shares with it; or None
+        if this ring lacks the key."""
+        name = seal.split(".", 2)[1]
+        if name == self._deployment_name:
+            return DEPLOYMENT
+        if name.startswith("pool/"):
+            return name if self._deployment is not None or name[5:] in self._pools else None
+        return name.partition("-")[0] if name in self._public else None
 
     def check(self, seal: str, topic: str, key: bytes, event_type: str, id: str, value: bytes) -> str:
         """Return the name of the key that sealed this record: `deployment`, `pool/NAME`, `guard`, `people`.
@@ -201,7 +216,7 @@ class Keyring:
         return self._signers[who]
 
     def _verify(self, name: str, digest: str, seal: str, covered: bytes) -> None:
-        if (seal, covered) in self._verified:
+        if self._verified.get((seal, covered)):
             return
         from nacl.exceptions import CryptoError
         from nacl.signing import VerifyKey
@@ -217,12 +232,7 @@ class Keyring:
             self._verifiers[name].verify(covered, signature)
         except (CryptoError, ValueError, TypeError):
             raise SealError(f"the signature of key {name!r} does not hold: the record was changed or forged") from None
-        self._remember(seal, covered)
-
-    def _remember(self, seal: str, covered: bytes) -> None:
-        self._verified[(seal, covered)] = None
-        if len(self._verified) > _VERIFIED_MAX:
-            self._verified.popitem(last=False)
+        self._verified.put((seal, covered), True)
 
 
 def key_id(public: bytes) -> str:

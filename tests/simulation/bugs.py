@@ -62,7 +62,7 @@ class Patch:
 def own_append_counts_at_once(patch: Patch) -> None:
     """A state is changed by what its owner wrote, before it stands (somebody else's may stand first)."""
 
-    async def append(self: Any, outbox: Any) -> None:
+    def append(self: Any, outbox: Any) -> None:
         for part, raw, effect, messages in outbox:
             held = part.keys.get(raw) if part is not None else None
             if held is None or effect is None or self.role.name == "tools.main":
@@ -73,7 +73,7 @@ def own_append_counts_at_once(patch: Patch) -> None:
                                     message.headers)
                     held.state = self.role.view.fold(held.state, Reader.check(self._reader, record))
                     part.dirty[raw] = None
-        await real(self, outbox)
+        real(self, outbox)
 
     real = patch.set(Engine, "_append", append)
 
@@ -109,14 +109,14 @@ def owed_is_done_once_sent(patch: Patch) -> None:
 def every_effect_is_done_once_acknowledged(patch: Patch) -> None:
     """Acknowledged is remembered of every effect, although a record may stand and yet not count."""
 
-    async def append(self: Any, outbox: Any) -> None:
-        await real(self, outbox)
+    def appended(self: Any, outbox: Any, positions: Any) -> None:
+        real(self, outbox, positions)
         for part, raw, effect, messages in outbox:
             held = part.keys.get(raw) if part is not None else None
             if held is not None and effect is not None and messages:
                 held.acked.add(effect.id)
 
-    real = patch.set(Engine, "_append", append)
+    real = patch.set(Engine, "_appended", appended)
 
 
 def snapshots_forget_what_is_pending(patch: Patch) -> None:

@@ -66,7 +66,7 @@ MAY_WRITE = {
         "call.requested", "call.revoked", "call.started", "call.refused", "call.abandoned", "call.done",
         "call.completed", "call.progressed",
     },
-    GUARD: {"call.judged", "approval.decided", "checkpoint.signed"},
+    GUARD: {"call.judged", "approval.decided", "checkpoint.signed", "limit.asked", "limit.answered", "limit.settled"},
     PEOPLE: {"approval.decided", "call.resolved"},
     UNSEALED: {"intent.published", "intent.answered", "agent.advertised"},
 }  # fmt: skip

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import msgspec
 
 from crewline.bus.base import Record
 from crewline.conversation.folding import fold, reject
 from crewline.conversation.state import Conversation
+from crewline.recent import Recent
 from crewline.records import Entry
 
 SNAPSHOT_VERSION = 1
-SHARED_MAX = 1_024  # folds that roles of one process share
+SHARED = 512  # folds that roles of one process share, at least
 
 
 class ConversationView:
@@ -27,26 +26,23 @@ class ConversationView:
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Conversation)
-        self._initials: OrderedDict[str, Conversation] = OrderedDict()
-        self._folded: OrderedDict[tuple[int, int], tuple[Conversation, Entry, Conversation]] = OrderedDict()
+        self._initials: Recent[str, Conversation] = Recent(SHARED)
+        self._folded: Recent[tuple[int, int], tuple[Conversation, Entry, Conversation]] = Recent(SHARED)
 
     def initial(self, key: str) -> Conversation:
         state = self._initials.get(key)
         if state is None:
-            state = self._initials[key] = Conversation(key)
-            if len(self._initials) > SHARED_MAX:
-                self._initials.popitem(last=False)
+            state = Conversation(key)
+            self._initials.put(key, state)
         return state
 
     def fold(self, state: Conversation, entry: Entry) -> Conversation:
-        position = (entry.record.partition, entry.record.offset)
+        position = entry.record[1:3]
         known = self._folded.get(position)
         if known is not None and known[0] is state and known[1] is entry:
             return known[2]
         after = fold(state, entry)
-        self._folded[position] = (state, entry, after)
-        if len(self._folded) > SHARED_MAX:
-            self._folded.popitem(last=False)
+        self._folded.put(position, (state, entry, after))
         return after
 
     def reject(self, state: Conversation, record: Record, code: str, say: str, *, parks: bool) -> Conversation:

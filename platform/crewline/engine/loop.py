@@ -11,7 +11,7 @@ from typing import Any
 
 from crewline_memory.base import MemoryStore
 
-from crewline.bus.base import Batch, Bus, Consumer, Message
+from crewline.bus.base import Batch, Bus, Consumer, Message, Position
 from crewline.crashpoints import reach
 from crewline.engine.base import Effect, EngineOptions, Role, S
 from crewline.engine.ownership import Key, Ownership, Part
@@ -22,6 +22,9 @@ log = logging.getLogger("crewline.engine")
 
 JOIN_POLL_S = 0.02  # how long the first poll waits while not everything owned is folded; then ever longer
 _TIMERS_MIN = 1_024  # below that, dead timers are left where they are
+
+# What effects led to: whose they are (None: nobody's, a partition's), and the records.
+_Outbox = Sequence[tuple[Part[Any] | None, bytes, Effect | None, Sequence[Message]]]
 
 
 class Engine(Ownership[S]):
@@ -56,11 +59,13 @@ class Engine(Ownership[S]):
         self._slots = options.slots
         self._waiting: deque[tuple[Part[S], bytes, Effect]] = deque()
         self._outbox: list[tuple[Part[S], bytes, Effect, Sequence[Message]]] = []
-        self._sends: set[asyncio.Task[None]] = set()
+        self._sending = False
+        self._sends: set[asyncio.Future[Any]] = set()
         self._polling: asyncio.Task[Any] | None = None
         self._join_poll_s = JOIN_POLL_S
         self._ready = asyncio.Event()
         self._wake_at = 0.0
+        self._drain_s = 0.0
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -87,6 +92,7 @@ class Engine(Ownership[S]):
                     self._note_failed(error)
                     log.warning("%s: %s; trying again", self.role.name, error)
                     await self._pause(self._options.retry_s_max / 10)
+            await self._drain()
         finally:
             await consumer.close()
             for send in list(self._sends):
@@ -110,11 +116,29 @@ class Engine(Ownership[S]):
         finally:
             self._polling = None
 
-    def stop(self) -> None:
-        """Ask `run` to end: it snapshots, hands its partitions over and returns."""
+    def stop(self, *, drain_s: float = 0.0) -> None:
+        """Ask `run` to end: it begins nothing more, snapshots, hands its partitions over and returns.
+
+        What was begun has `drain_s` seconds to come to its end, so that no reply that is under way is paid for
+        again; what takes longer is the next owner's to begin anew.
+        """
+        self._drain_s = drain_s
         if not self._stopping.is_set() and self._polling is not None:
             self._polling.cancel()
         self._stopping.set()
+
+    async def _drain(self) -> None:
+        """Let what was begun end, and get into the log. Nothing is folded meanwhile: the next owner does that."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_s
+        while (begun := self._begun()) and (left_s := until - loop.time()) > 0:
+            await asyncio.wait(begun, timeout=left_s)
+
+    def _begun(self) -> set[asyncio.Future[Any]]:
+        """Return the effects that run, and the appends they have led to."""
+        self._send()
+        running = (task for part in self._parts.values() for held in part.keys.values() for task in held.tasks.values())
+        return {task for task in (*running, *self._sends) if not task.done()}
 
     async def ready(self) -> None:
         """Wait until every partition owned is folded to the end it had when it was assigned."""
@@ -177,7 +201,7 @@ class Engine(Ownership[S]):
         for part in self._parts.values():
             messages = self.role.checkpoint(part.partition, part.next_offset, part.carry)
             if messages:
-                self._spawn_send(list(messages))
+                self._append([(None, b"", None, messages)])
 
     # --- effects -------------------------------------------------------------------------------
 
@@ -195,7 +219,7 @@ class Engine(Ownership[S]):
         effects = () if held.frozen_at is not None else self.role.pending(held.state)
         held.pending = False
         if held.begun or held.acked:
-            self._end_others(held, {effect.id for effect in effects})
+            self._end_others(held, [effect.id for effect in effects])
         for effect in effects:
             if effect.id in held.acked:
                 continue
@@ -211,13 +235,14 @@ class Engine(Ownership[S]):
         if not held.begun:
             held.failures = 0
 
-    def _end_others(self, held: Key[S], open_ids: set[str]) -> None:
+    def _end_others(self, held: Key[S], open_ids: list[str]) -> None:
         """End what the state does not ask for any more."""
         for gone in [id for id in held.begun if id not in open_ids]:
             del held.begun[gone]
             if (task := held.tasks.pop(gone, None)) is not None:
                 task.cancel()
-        held.acked &= open_ids
+        if held.acked:
+            held.acked.intersection_update(open_ids)
 
     def _begin(self, part: Part[S], raw: bytes, held: Key[S], effect: Effect) -> None:
         held.begun[effect.id] = -1
@@ -229,6 +254,8 @@ class Engine(Ownership[S]):
             self._act(part, raw, held, effect)
 
     def _act(self, part: Part[S], raw: bytes, held: Key[S], effect: Effect) -> None:
+        if self._stopping.is_set():
+            return  # the next owner's
         context = None if self.observer is None else self.observer.context(effect, held.state)
         act = self.role.act
         try:
@@ -241,39 +268,36 @@ class Engine(Ownership[S]):
         if isinstance(acted, Coroutine):
             if effect.slot:
                 self._slots -= 1
-            task = asyncio.create_task(self._await(part, raw, held, effect, acted), name=effect.id, context=context)
-            # Not in a `finally` of the task's own: one that is cancelled before it began never gets there.
-            task.add_done_callback(lambda task: self._ended(held, effect, acted, task))
+            task = asyncio.create_task(acted, name=effect.id, context=context)
+            # Not within the task: one that is cancelled before it began never gets anywhere.
+            task.add_done_callback(lambda task: self._ended(part, raw, held, effect, acted, task))
             held.tasks[effect.id] = task
         else:
             self._outbox.append((part, raw, effect, acted))
 
     def _ended(
-        self, held: Key[S], effect: Effect, work: Coroutine[Any, Any, Sequence[Message]], task: asyncio.Task[None]
+        self, part: Part[S], raw: bytes, held: Key[S], effect: Effect, work: Coroutine[Any, Any, Sequence[Message]],
+        task: asyncio.Task[Sequence[Message]],
     ) -> None:
+        """Send what an effect led to; have it tried again if it failed."""
         work.close()
         if held.tasks.get(effect.id) is task:
             del held.tasks[effect.id]
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None:  # a bug of the role: said, and tried again; other effects go on
+                log.error("%s: effect %s failed; trying again", self.role.name, effect.id, exc_info=error)
+                held.failures += 1
+                self._later(part, raw, effect, self._backoff(held.failures))
+            else:
+                reach(f"{self.role.name}.after_act")
+                if self._parts.get(part.partition) is part and effect.id in held.begun:
+                    self._outbox.append((part, raw, effect, task.result()))
+                    self._send_soon()
         if effect.slot:
             self._slots += 1
-            self._fill_slots()
-
-    async def _await(
-        self, part: Part[S], raw: bytes, held: Key[S], effect: Effect, work: Coroutine[Any, Any, Sequence[Message]]
-    ) -> None:
-        try:
-            messages = await work
-        except asyncio.CancelledError:
-            raise
-        except Exception:  # a bug of the role: said, and tried again; other effects go on
-            log.exception("%s: effect %s failed; trying again", self.role.name, effect.id)
-            held.failures += 1
-            self._later(part, raw, effect, self._backoff(held.failures))
-            return
-        reach(f"{self.role.name}.after_act")
-        if self._parts.get(part.partition) is part and effect.id in held.begun:
-            self._outbox.append((part, raw, effect, messages))
-            self._send()
+            if self._waiting:
+                self._fill_slots()
 
     def _fill_slots(self) -> None:
         while self._waiting and self._slots > 0:
@@ -281,7 +305,7 @@ class Engine(Ownership[S]):
             held = part.keys.get(raw)
             if held is not None and self._parts.get(part.partition) is part and effect.id in held.begun:
                 self._act(part, raw, held, effect)
-        self._send()
+        self._send_soon()
 
     # --- timers --------------------------------------------------------------------------------
 
@@ -293,7 +317,8 @@ class Engine(Ownership[S]):
             self._drop_dead_timers()
         self._sequence += 1
         heapq.heappush(self._timers, (due_ms, self._sequence, part, raw, effect))
-        self._arm()
+        if self._timer_handle is None or self._timers[0][1] == self._sequence:
+            self._arm()
 
     def _drop_dead_timers(self) -> None:
         """Most timers never ring: what they waited for came. They go when they outnumber the rest."""
@@ -336,47 +361,74 @@ class Engine(Ownership[S]):
 
     # --- appending -----------------------------------------------------------------------------
 
+    def _send_soon(self) -> None:
+        """Send at the end of this pass of the loop: what ends in the same pass goes into one append."""
+        if not self._sending:
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send)
+
     def _send(self) -> None:
-        if not self._outbox:
+        self._sending = False
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            self._append(outbox)
+
+    def _append(self, outbox: _Outbox) -> None:
+        """Append what effects led to; note where it stands when it is acknowledged. No task, unless it fails."""
+        messages = [message for *_, acted in outbox for message in acted]
+        if not messages:
+            self._appended(outbox, ())
             return
-        outbox, self._outbox = self._outbox, []
-        task = asyncio.create_task(self._append(outbox))
+        append = asyncio.ensure_future(self._bus.append(messages))
+        self._sends.add(append)
+        append.add_done_callback(lambda append: self._acknowledged(outbox, append))
+
+    def _acknowledged(self, outbox: _Outbox, append: asyncio.Future[list[Position]]) -> None:
+        self._sends.discard(append)
+        if append.cancelled():
+            return
+        error = append.exception()
+        if error is None:
+            self._appended(outbox, append.result())
+        else:
+            self._spawn(self._append_again(outbox, error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 
-    def _spawn_send(self, messages: list[Message]) -> None:
-        task = asyncio.create_task(self._append_until_acked(messages))
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
-
-    async def _append_until_acked(self, messages: list[Message]) -> None:
-        await self._append([(None, b"", None, messages)])
-
-    async def _append(
-        self, outbox: Sequence[tuple[Part[S] | None, bytes, Effect | None, Sequence[Message]]]
-    ) -> None:
-        """Append what effects led to, the same records again until acknowledged; then note where they stand."""
+    async def _append_again(self, outbox: _Outbox, error: BaseException) -> None:
+        """Append the same records again until they are acknowledged."""
         failures = 0
-        while messages := [message for *_, acted in outbox for message in acted]:
-            try:
-                positions = await self._bus.append(messages)
-                break
-            except (UnknownTopic, RecordTooLarge) as error:
+        while True:
+            failures += 1
+            if isinstance(error, UnknownTopic | RecordTooLarge):
                 if len(outbox) > 1:  # nothing was written; only the one at fault may wait
-                    await asyncio.gather(*(self._append([item]) for item in outbox))
+                    for item in outbox:
+                        self._append([item])
                     return
-                failures += 1
                 self._note("append_failed")
                 log.error("%s: %s", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
                 outbox = [item for item in outbox if self._is_wanted(*item[:3])]
-            except BusError as error:
-                failures += 1
+            elif isinstance(error, BusError):
                 self._note("append_failed")
                 log.warning("%s: append failed: %s; trying again", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
-        else:
-            positions = []
+            else:
+                raise error
+            if not outbox:
+                return
+            try:
+                positions = await self._bus.append([message for *_, acted in outbox for message in acted])
+            except BusError as again:
+                error = again
+            else:
+                self._appended(outbox, positions)
+                return
+
+    def _appended(self, outbox: _Outbox, positions: Sequence[Position]) -> None:
         reach(f"{self.role.name}.after_append")
         index = 0
         for part, raw, effect, acted in outbox:
@@ -385,14 +437,15 @@ class Engine(Ownership[S]):
             held = part.keys.get(raw) if part is not None else None
             if part is None or held is None or effect is None or effect.id not in held.begun:
                 continue
-            own = [position.offset for position in stood if position.topic == self.role.topic
-                   and position.partition == part.partition]
             if effect.owed:
                 held.acked.add(effect.id)
                 held.begun[effect.id] = -1
                 part.changed[raw] = None
                 part.dirty[raw] = None
-            elif own:
+                continue
+            own = [position.offset for position in stood if position.topic == self.role.topic
+                   and position.partition == part.partition]
+            if own:
                 held.begun[effect.id] = max(own)
                 part.dirty[raw] = None
             elif not acted:

@@ -11,11 +11,11 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic
+from typing import Any, Generic
 
 from crewline_memory.base import Mark, MemoryStore, Snapshot
 
-from crewline.bus.base import Batch, Bus, Consumer, Record
+from crewline.bus.base import Batch, Bus, Consumer, Message, Record
 from crewline.crashpoints import reach
 from crewline.engine.base import EngineOptions, Noted, Observer, Role, S
 from crewline.errors import BusError, CrewlineError, OffsetOutOfRange, RecordInvalid, StoreError, UnknownEvent
@@ -38,7 +38,7 @@ class Key(Generic[S]):
     frozen_at: int | None = None
     # Effects under way or appended: id -> offset of the appended record (-1: still under way).
     begun: dict[str, int] = field(default_factory=dict)
-    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    tasks: dict[str, asyncio.Task[Sequence[Message]]] = field(default_factory=dict)
     failures: int = 0
 
 
@@ -193,9 +193,8 @@ class Ownership(Generic[S]):
         part = self._parts.get(batch.partition)
         if part is None:
             return True
-        missing = [raw for raw in {held_key(record.key): None for record in batch.records} if raw not in part.keys]
         failures = 0
-        while missing and not part.whole:
+        while missing := _missing(part, batch):
             try:
                 await self._bring(part, missing)
                 break
@@ -207,9 +206,12 @@ class Ownership(Generic[S]):
                 await self._pause(self._backoff(failures))
                 if self._stopping.is_set():
                     return False
+        before = part.next_offset
         for record in batch.records:
             if record.offset >= part.next_offset:
                 self._fold_record(part, record)
+        if part.next_offset > before:
+            part.id_before = header(batch.records[-1].headers, "ce_id") or ""
         part.next_offset = max(part.next_offset, batch.next_offset)
         reach(f"{self.role.name}.after_fold")
         return True
@@ -251,8 +253,11 @@ class Ownership(Generic[S]):
 
     def _fold_record(self, part: Part[S], record: Record) -> None:
         part.carry = self.role.observe(part.carry, record)
-        raw = held_key(record.key)
+        raw = record.key
         held = part.keys.get(raw)
+        if held is None:
+            raw = held_key(raw)  # nearly always itself; a key that is in memory is one that can be held
+            held = part.keys.get(raw)
         if held is None:
             held = part.keys[raw] = Key(self.role.view.initial(raw.decode()))
             part.known += 1
@@ -268,7 +273,6 @@ class Ownership(Generic[S]):
                 elif live and self.rejected > rejected:
                     self.observer.noted("record_rejected")
         part.next_offset = record.offset + 1
-        part.id_before = header(record.headers, "ce_id") or ""
         part.changed[raw] = None
         part.dirty[raw] = None
         self.folded += 1
@@ -377,6 +381,13 @@ class Ownership(Generic[S]):
 
     def _backoff(self, failures: int) -> float:
         return min(self._options.retry_s_max, self._options.retry_s_min * 2.0 ** min(failures, 16))
+
+
+def _missing(part: Part[Any], batch: Batch) -> list[bytes]:
+    """Return the keys of a batch that are not in memory, although the store may have them."""
+    if part.whole:
+        return []
+    return [raw for raw in {held_key(record.key): None for record in batch.records} if raw not in part.keys]
 
 
 def _is_whole(mark: Mark) -> bool:
