@@ -313,13 +313,13 @@ class Running:
             ),
         )
         self._engine("guardrail", guardrail, self._reader, bus, store)
+        if self.crew.policies.limits or self.roster.budgets.day:
+            keeper = LimitKeeper(self.roster.topics, scribe=scribe)
+            self._engine("limits", keeper, self._reader, bus, store)
 
     def _start_triggers(self, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline.triggers import Intake, TakenUntil, Triggers
 
-        if self.crew.policies.limits or self.roster.budgets.day:
-            keeper = LimitKeeper(self.roster.topics, scribe=scribe)
-            self._engine("limits", keeper, self._reader, bus, store)
         topics, rules = self.roster.topics, {rule.name: rule for rule in self.crew.triggers}
         scribe = Scribe(keyring, source=topics.namespace, now_ms=clock_ms)
         role = Triggers(
