@@ -15,12 +15,10 @@ from crewline.crews.running import Crew, Running
 from crewline.engine import EngineOptions
 from crewline.errors import ModelError, StoreError, UsageError
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
-from crewline.telemetry import watch
-from crewline.telemetry.page import LOOPBACK, Address, MetricsPage
+from crewline.telemetry import Telemetry
+from crewline.telemetry.page import LOOPBACK
 from flow_bench import Bench, PlannedBrain, calls, say, until
 from prometheus_client.parser import text_string_to_metric_families
-
-ANYWHERE = Address(LOOPBACK, 0)
 
 
 @tool(effect="read", timeout="5s")
@@ -44,12 +42,12 @@ HOLD = PolicySet(
 class Page:
     """What the page says, read anew at each question."""
 
-    def __init__(self, page: MetricsPage) -> None:
-        self.page = page
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.telemetry = telemetry
 
     async def text(self, query: str = "") -> str:
         def get() -> str:
-            with urllib.request.urlopen(f"{self.page.address}{query}", timeout=10) as answer:
+            with urllib.request.urlopen(f"{self.telemetry.page}{query}", timeout=10) as answer:
                 return str(answer.read().decode())
 
         return await asyncio.to_thread(get)
@@ -71,10 +69,10 @@ class Page:
 @asynccontextmanager
 async def shown(crew: Crew, bench: Bench, **options: Any) -> AsyncIterator[tuple[Running, Page]]:
     """A crew that runs, and its page."""
-    async with MetricsPage(ANYWHERE) as page, crew.up(state=bench.state, **options) as running:
-        watch(running.roster, running.bus, running.engines, page=page)
+    async with Telemetry(metrics=":0") as telemetry, crew.up(state=bench.state, **options) as running:
+        telemetry.watch(running.roster, running.bus, running.engines)
         await running.ready()
-        yield running, Page(page)
+        yield running, Page(telemetry)
 
 
 async def test_a_turn_with_a_call_is_counted_once(bench: Bench) -> None:
@@ -221,5 +219,5 @@ async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match=f"metrics cannot be served at http://127.0.0.1:{port}/metrics"):
-            async with MetricsPage(Address(LOOPBACK, port)):
+            async with Telemetry(metrics=f":{port}"):
                 pass

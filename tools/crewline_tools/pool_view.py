@@ -26,6 +26,7 @@ from crewline import events as ev
 from crewline.bus.base import Record
 from crewline.engine import Effect
 from crewline.records import Entry
+from crewline.traceparent import HEADER, from_outside
 from msgspec.structs import replace
 
 from crewline_tools.base import ToolSpec
@@ -51,7 +52,8 @@ class Execution(State, frozen=True):
     """One execution of a call.
 
     `request` is dropped once nothing can run any more. `started_ms` is broker time. `ended` is how it
-    ended, `unknown` that nobody could say for a while; each is owed to the conversation.
+    ended, `unknown` that nobody could say for a while; each is owed to the conversation. `trace` is the
+    `traceparent` of its request, if somebody outside began the trace.
 
     Invariant: `claim`, `nonce`, `started_ms` and `ended` never change once set.
     """
@@ -68,6 +70,7 @@ class Execution(State, frozen=True):
     ended: ev.CallDone | None = None
     unknown: ev.CallDone | None = None
     reported: bool = False
+    trace: str = ""
 
 
 class PoolState(State, frozen=True):
@@ -140,7 +143,8 @@ def find(state: PoolState, id: str) -> Execution | None:
 def _requested(known: Execution, entry: Entry, event: ev.CallRequested) -> Execution:
     if known.request is not None or known.ended is not None:
         return known
-    return replace(known, request=event, run=event.run)
+    trace = from_outside(ev.header(entry.record.headers, HEADER), event.run, entry.id)
+    return replace(known, request=event, run=event.run, trace=trace)
 
 
 def _started(known: Execution, entry: Entry, event: ev.CallStarted) -> Execution:

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from crewline_tools.pool_view import PoolState, execution_id, find
+
 from crewline import events as ev
 from crewline.conversation import Call, Conversation, step_id, turn_id
 from crewline.records import Entry
@@ -115,6 +117,20 @@ class Spells:
             parent = turn_id(before.id, turn.number)
             outcome = "unknown" if code == GIVEN_UP else outcome
             yield Spell("call", call.id, parent, turn.run, call.name, outcome, begin_ms, entry.at_ms, code)
+
+
+def of_pool(before: PoolState, entry: Entry) -> list[Spell]:
+    """Return the execution that ended with a record of a pool's topic, if it did: as long as the tool ran."""
+    event = entry.event
+    if not isinstance(event, ev.CallDone) or event.outcome not in ("ok", "error", "unknown"):
+        return []
+    id = execution_id(event.call, event.execution)
+    known = find(before, id)
+    if known is None or known.ended is not None or known.unknown is not None:
+        return []  # a repeat, or told as unknown already
+    name = known.request.tool if known.request is not None else ""
+    begin_ms = entry.at_ms - round(event.duration_s * 1000)
+    return [Spell("execution", id, event.call, known.run, name, event.outcome, begin_ms, entry.at_ms, event.code or "")]
 
 
 def _of_turn(before: Conversation, entry: Entry) -> Iterator[Spell]:

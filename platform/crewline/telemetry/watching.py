@@ -1,31 +1,43 @@
-"""Whoever watches an engine: one observer a role, which passes on to metrics, traces and logs what concerns them."""
+"""Whoever watches an engine: one observer a role, which passes on to metrics and traces what concerns them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from crewline.bus.base import Bus
+from crewline_tools.pool_view import PoolState, find
+
+from crewline import events as ev
 from crewline.conversation import Conversation
-from crewline.engine import Effect, Engine, Noted
+from crewline.engine import Effect, Noted
+from crewline.events import header
 from crewline.records import Entry
-from crewline.roster import Roster
-from crewline.telemetry.spells import Spell, Spells, stood
-
-if TYPE_CHECKING:
-    from crewline.telemetry.page import MetricsPage  # at run time only where metrics are on: it is an extra
+from crewline.telemetry.spells import Spell, Spells, of_pool, stood
+from crewline.traceparent import HEADER, from_outside, outside, parse
 
 log = logging.getLogger("crewline.telemetry")
 
+# An owner that dies takes the spans it had not sent with it. The next one draws them again: they are the same spans.
+REDRAWN_MS = 120_000
 
-class Counter(Protocol):
+
+class Counts(Protocol):
     """What counts; see `counting.Counting`."""
 
     def noted(self, what: Noted) -> None: ...
 
-    def count(self, spells: list[Spell], entry: Entry) -> None: ...
+    def count(self, spells: Sequence[Spell], entry: Entry) -> None: ...
+
+
+class Draws(Protocol):
+    """What draws spans; see `traces.Tracer`."""
+
+    def draw(
+        self, spells: Sequence[Spell], conversation: str, origin: str, event: ev.Event, *, reply_to: str = ""
+    ) -> None: ...
 
 
 class Watch:
@@ -33,44 +45,59 @@ class Watch:
 
     Args:
         role: `worker`, `guardrail` or `tools.POOL`.
-        counter: counts, or None.
+        counts, draws: metrics and traces, or None.
+        clock_ms: tells old records, which nobody draws again, from new ones.
     """
 
-    def __init__(self, role: str, *, counter: Counter | None = None) -> None:
+    def __init__(
+        self, role: str, *, counts: Counts | None = None, draws: Draws | None = None,
+        clock_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
         self._role = role
-        self._counter = counter
+        self._counts = counts
+        self._draws = draws
+        self._clock_ms = clock_ms
         self._spells = Spells()
 
     def folded(self, before: Any, after: Any, entry: Entry, *, live: bool) -> None:
+        if after is before or not (live or entry.at_ms > self._clock_ms() - REDRAWN_MS):
+            return
         try:
             if isinstance(after, Conversation):
                 self._conversation(before, after, entry, live)
+            elif self._draws is not None:
+                origin = from_outside(header(entry.record.headers, HEADER), entry.run, entry.id)
+                self._draws.draw(of_pool(before, entry), entry.key, origin, entry.event)
         except Exception:  # a bug of what only watches must not stop what works
-            log.exception("%s: what happened at %s@%d was not counted", self._role, entry.record.topic, entry.offset)
+            log.exception("%s: what happened at %s@%d is not told", self._role, entry.record.topic, entry.offset)
 
     def _conversation(self, before: Conversation, after: Conversation, entry: Entry, live: bool) -> None:
-        if self._role != "worker" or not stood(before, after):
+        counts = self._counts if self._role == "worker" and live else None
+        if (counts is None and self._draws is None) or not stood(before, after):
             return
         spells = self._spells.read(before, after, entry)
-        if live and self._counter is not None:
-            self._counter.count(spells, entry)
+        if counts is not None:
+            counts.count(spells, entry)
+        if self._draws is not None and spells and (turn := before.turn or after.turn) is not None:
+            reply_to = turn.asked.reply_to.effect if turn.asked.reply_to is not None else ""
+            self._draws.draw(spells, after.id, turn.trace, entry.event, reply_to=reply_to)
 
     def noted(self, what: Noted) -> None:
-        if self._counter is not None:
-            self._counter.noted(what)
+        if self._counts is not None:
+            self._counts.noted(what)
 
     def context(self, effect: Effect, state: Any) -> Context:
-        return copy_context()
+        """Return a context in which records are written into the trace that somebody outside began, if there is one."""
+        context = copy_context()
+        trace = _trace_of(effect, state)
+        context.run(outside.set, parse(trace) if trace else None)
+        return context
 
 
-def watch(roster: Roster, bus: Bus, engines: Mapping[str, Engine[Any]], *, page: MetricsPage | None) -> None:
-    """Have the engines of a crew observed. Call it before they run, or what comes first is not told.
-
-    Args:
-        engines: by role.
-        page: shows what they count; None: nobody counts.
-    """
-    for role, engine in engines.items():
-        engine.observer = Watch(role, counter=page.counting(roster, role) if page is not None else None)
-    if page is not None:
-        page.show(roster.topics.namespace, bus, engines)
+def _trace_of(effect: Effect, state: Any) -> str:
+    if isinstance(state, Conversation):
+        if state.turn is not None:
+            return state.turn.trace
+        return state.queue[0].trace if effect.kind == "start" else ""
+    execution = find(state, effect.ref) if isinstance(state, PoolState) else None
+    return execution.trace if execution is not None else ""
