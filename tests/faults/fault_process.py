@@ -24,7 +24,7 @@ from crewline.crashpoints import reach
 from crewline.crews.running import Crew
 from crewline.engine import EngineOptions
 from crewline.events import Capability
-from crewline.guardrail import PolicyRule, PolicySet
+from crewline.guardrail import LimitRule, PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Roster
 from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
 from crewline_tools.registry import ToolRegistry
@@ -76,11 +76,11 @@ async def pay(amount: float, ctx: ToolContext) -> str:
 
 
 def crew(name: str) -> Crew:
-    """Return `fault` (desk and payer), `front` (desk alone) or `back` (payer alone)."""
+    """Return `fault` (desk and payer), `front` (desk alone), `back` or `thrift` (payer alone; `thrift` may pay 4 times)."""
     tools = ToolRegistry()
     brain = WitnessedModel()
     agents = []
-    if name != "back":
+    if name not in ("back", "thrift"):
         tools.add(look_up)
         agents.append(Agent("desk", brain, tools=("look_up",), delegates=("pay.out", "back:pay.out")))
     if name != "front":
@@ -89,7 +89,9 @@ def crew(name: str) -> Crew:
     roster = Roster(
         name, "1", {agent.name: agent for agent in agents}, tools.specs(), budgets=Budgets(wall_s=300.0), guard_s=60.0
     )
-    policies = PolicySet([PolicyRule("fine", tools=tuple(tools), action="allow", reason="a test")])
+    fine = PolicyRule("fine", tools=tuple(tools), action="allow", reason="a test")
+    purse = LimitRule("purse", ("pay",), 20.0, 3_600.0, sum="args.amount", action="deny")
+    policies = PolicySet([fine], limits=[purse] if name == "thrift" else [])
     options = EngineOptions(snapshot_records=5, snapshot_s=0.2, poll_s=0.1, retry_s_min=0.02, retry_s_max=1.0)
     return Crew(roster, tools, policies, options=options)
 
