@@ -15,6 +15,7 @@ from cli_kit import crewline, lines_of, start, write_crew
 from crewline.cli import run_line
 from crewline.cli.app import command
 from crewline.cli.groups import COMMANDS
+from crewline.seal import make_keys
 
 Ran = subprocess.CompletedProcess[str]
 
@@ -213,12 +214,16 @@ def test_runs_are_listed_and_shown(here: Any) -> None:
         (["runs", "list", "--status", "bad"], 2),
         (["run", "."], 2),
         (["run", ".", "x", "--timeout", "soon"], 2),
-        (["--bus", "kafka://localhost:9092", "runs", "list"], 2),
+        (["--bus", "localhost:9092", "runs", "list"], 2),
+        (["--bus", "kafka://localhost", "runs", "list"], 2),
         (["nonsense"], 2),
         (["up", ".", "--only", "nonsense"], 2),
         (["run", ".", "x", "--on-hold", "never"], 2),
         (["--state", "/proc/nope", "run", ".", "x"], 2),
         (["--state", "damaged", "runs", "list"], 4),
+        (["--bus", "kafka://127.0.0.1:1", "runs", "list"], 4),
+        (["--bus", "kafka://127.0.0.1:1", "--keys", "keys", "up", "."], 4),
+        (["--bus", "nobus.yaml", "runs", "list"], 3),
         (["check", "broken.yaml"], 3),
         (["up", "broken.yaml"], 3),
         (["runs", "show", "zzzz"], 5),
@@ -238,6 +243,8 @@ def test_runs_are_listed_and_shown(here: Any) -> None:
 )  # fmt: skip
 def test_exit_codes(shop: Shop, here: Any, words: list[str], code: int) -> None:
     (shop.folder / "broken.yaml").write_text("schema: crew/v1\nname: x\nagents: {a: {gaol: 1}}\n")
+    make_keys(shop.folder / "keys")
+    (shop.folder / "nobus.yaml").write_text("memory: {store: sqlite}\n")
     (shop.folder / "damaged").mkdir(exist_ok=True)
     (shop.folder / "damaged" / "log.db").write_bytes(b"no log at all" * 1_000)
     ended, _, err = here(*words)

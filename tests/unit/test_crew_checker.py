@@ -260,7 +260,7 @@ def test_what_cannot_run_yet_passes_the_check_and_is_named() -> None:
     fraud = not_yet(load_crew(CREWS / "fraud" / "crew.yaml", resolve=False))
     assert [problem.path for problem in fraud] == [
         "agents.case_officer.memory.scope", "agents.case_officer.memory.recall", "guardrails.pii",
-        "memory.store", "memory.retention",
+        "memory.retention",
     ]  # fmt: skip
     assert all(problem.line and "cannot be run by this version yet" in str(problem) for problem in fraud)
     assert not_yet(load_crew(CREWS / "hello" / "crew.yaml")) == []

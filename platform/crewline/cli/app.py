@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from crewline.cli.groups import LazyGroup, new_app
-from crewline.cli.settings import STATE, Settings
+from crewline.cli.settings import STATE, YAML, Settings
 
 EPILOG = "Global options may stand anywhere before `--`. Exit codes: crewline help exit-codes"
 
@@ -39,8 +39,13 @@ def _options(
         Path, typer.Option(metavar="DIR", envvar="CREWLINE_STATE", help="The folder of log, keys and memory.")
     ] = Path(STATE),
     bus: Annotated[
-        str, typer.Option("--bus", "-b", envvar="CREWLINE_BUS", help="Where the log is: embedded.")
-    ] = "embedded",
+        str | None,
+        typer.Option("--bus", "-b", metavar="BUS", envvar="CREWLINE_BUS",
+                     help="Where the log is: embedded, kafka://HOST:PORT, or a YAML file with a `bus:`."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="DIR", envvar="CREWLINE_KEYS", help="The keys folder.")
+    ] = None,
     crew: Annotated[
         str | None, typer.Option(metavar="NAME", envvar="CREWLINE_CREW", help="The crew, if the log holds several.")
     ] = None,
@@ -63,10 +68,12 @@ def _options(
 ) -> None:
     from crewline.errors import UsageError
 
-    if bus.startswith("kafka://"):
-        raise UsageError("the Kafka bus comes next; this version has the embedded log", hint="leave --bus away")
-    if bus != "embedded":
-        raise UsageError(f"--bus {bus!r} is unknown", hint="use --bus embedded, or leave it away")
+    if bus is not None and bus != "embedded" and not bus.startswith("kafka://") and not bus.endswith(YAML):
+        raise UsageError(
+            f"--bus {bus!r} is unknown",
+            hint="embedded, kafka://HOST:PORT[,HOST:PORT], or a YAML file with a `bus:` section",
+        )
     context.obj = Settings(
-        state=state, bus=bus, crew=crew, json=json, quiet=quiet, verbose=verbose, no_color=no_color, no_input=no_input
+        state=state, bus=bus, keys=keys, crew=crew, json=json, quiet=quiet, verbose=verbose, no_color=no_color,
+        no_input=no_input,
     )

@@ -85,6 +85,8 @@ def _text(text: str | None, file: str | None) -> str:
     if (text is None) == (file is None):
         raise UsageError("say what to ask: in quotes, or with --file", hint='crewline run crew.yaml "hello"')
     if text is not None:
+        if not text.strip():
+            raise UsageError("there is nothing to ask", hint='crewline run crew.yaml "hello"')
         return text
     assert file is not None
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crewline.cli.background import Background
-from crewline.cli.settings import STATE, Settings
+from crewline.cli.settings import Settings
 from crewline.errors import NotFound
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ def crew_files(named: list[str] | None) -> list[Path]:
     return [crew_file(each) for each in named] if named else [crew_file(None)]
 
 
+def load(settings: Settings, file: Path, overlays: Sequence[Path], *, offline: bool) -> Crew:
+    """Return the crew of a file; a YAML file given by `--bus` is laid over it, like any overlay. Raises: CrewFileError."""
+    from crewline.crews.running import Crew
+
+    named = [settings.bus_file] if settings.bus_file is not None else []
+    return Crew.load(file, overlays=[*overlays, *named], offline=offline)
+
+
 def is_name(crew: str) -> bool:
     """Whether a crew is given by its name, not by its file."""
     return not Path(crew).exists() and "/" not in crew and not crew.endswith((".yaml", ".yml"))
@@ -99,9 +107,7 @@ def open_session(
     else:
         file = crew_file(crew)
         again = _up(settings, file, overlays, offline)
-        from crewline.crews.running import Crew
-
-        opened = _here(Crew.load(file, overlays=overlays, offline=offline), settings.state, agent, roles=roles)
+        opened = _here(load(settings, file, overlays, offline=offline), settings, agent, roles=roles)
     with Background() as background:
         ready: Future[At] = Future()
         leave = background.run(_event())
@@ -117,9 +123,7 @@ def open_session(
 
 def _up(settings: Settings, file: Path, overlays: Sequence[Path], offline: bool) -> str:
     words = ["crewline up", str(file), *(f"-f {overlay}" for overlay in overlays), *(["--offline"] if offline else [])]
-    if str(settings.state) != STATE:
-        words.append(f"--state {settings.state}")
-    return " ".join(words)
+    return " ".join(words) + settings.as_options
 
 
 async def _event() -> asyncio.Event:
@@ -156,8 +160,9 @@ def _wait(host: Future[None], session: Session) -> None:
 
 
 @asynccontextmanager
-async def _here(crew: Crew, state: Path, agent: str | None, *, roles: bool) -> AsyncIterator[At]:
-    async with crew.up(state=state, only=None if roles else ()) as running:
+async def _here(crew: Crew, settings: Settings, agent: str | None, *, roles: bool) -> AsyncIterator[At]:
+    only = None if roles else ()
+    async with crew.up(state=settings.state, bus=settings.bus_address, keys=settings.keys, only=only) as running:
         await running.ready()
         yield At(running.client, agent or running.entry, running if roles else None)
 

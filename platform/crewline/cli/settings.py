@@ -16,21 +16,42 @@ FLAGS = {
     "--json": "json", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose",
     "--no-color": "no_color", "--no-input": "no_input",
 }
-VALUES = {"--state": "state", "--bus": "bus", "-b": "bus", "--crew": "crew"}
+VALUES = {"--state": "state", "--bus": "bus", "-b": "bus", "--keys": "keys", "--crew": "crew"}
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The global options as given. `colored` is None where the terminal decides."""
+    """The global options as given. `bus` and `keys` are None where the crew file, then the state folder, decides."""
 
     state: Path = Path(STATE)
-    bus: str = "embedded"
+    bus: str | None = None
+    keys: Path | None = None
     crew: str | None = None
     json: bool = False
     quiet: bool = False
     verbose: bool = False
     no_color: bool = False
     no_input: bool = False
+
+    @property
+    def bus_file(self) -> Path | None:
+        """The YAML file whose `bus` section says where the log is, if `--bus` names one."""
+        return Path(self.bus) if self.bus is not None and self.bus.endswith(YAML) else None
+
+    @property
+    def bus_address(self) -> str | None:
+        """The bus's address, if `--bus` gives one."""
+        if self.bus is None or self.bus_file is not None:
+            return None
+        return f"embedded:{self.state}" if self.bus == "embedded" else self.bus
+
+    @property
+    def as_options(self) -> str:
+        """The options that say where the log is, as another command needs them; each with a blank before it."""
+        own_state = self.state != Path(STATE) and self.bus in (None, "embedded")
+        given = (("--state", self.state if own_state else None), ("--bus", self.bus), ("--keys", self.keys))
+        return "".join(f" {name} {value}" for name, value in given if value is not None)
 
     @property
     def interactive(self) -> bool:

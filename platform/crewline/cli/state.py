@@ -1,4 +1,4 @@
-"""The log in the state folder: opened, its crew found, folded, a run looked up by the start of its id."""
+"""The log, in the state folder or at Kafka: opened, its crew found, folded, a run looked up by the start of its id."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from crewline.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from crewline.bus.base import Bus, Record
     from crewline.client import Client
+    from crewline.crews.where import Where
     from crewline.projection import Frame, Projection, TurnSummary
 
 SUFFIX = ".conversations"
@@ -34,14 +35,36 @@ def user_name() -> str:
         return "somebody"
 
 
+def place(settings: Settings) -> Where:
+    """Return where the log is, for a command that knows no crew file. Raises: UsageError, CrewFileError."""
+    from crewline.crews.where import where
+
+    said = None
+    if settings.bus_file is not None:
+        from crewline.crews.bus_file import load_bus
+
+        beside(settings.bus_file)
+        said = load_bus(settings.bus_file)
+    return where(state=settings.state, bus=settings.bus_address, keys=settings.keys, said=said)
+
+
+def beside(file: Path) -> None:
+    """Let Python that a file refers to (`token: module:function`) be found beside it."""
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 @asynccontextmanager
 async def open_log(settings: Settings) -> AsyncIterator[Bus]:
-    """Open the log that is in the state folder. Raises: NotFound if there is none."""
-    from crewline.bus.opening import open_address
-
-    if not (settings.state / LOG_FILE).exists():
-        raise NotFound(f"there is no log in {settings.state}: no crew has run there yet", hint="crewline up crew.yaml")
-    bus = await open_address(f"embedded:{settings.state}")
+    """Open the log. Raises: NotFound if the state folder has none; BusUnavailable if no broker answers."""
+    where = place(settings)
+    if where.embedded and not (settings.state / LOG_FILE).exists():
+        raise NotFound(
+            f"there is no log in {settings.state}: no crew has run there yet",
+            hint="crewline up crew.yaml; a crew that runs on Kafka is reached with --bus",
+        )
+    bus = await where.open_bus("crewline.client")
     try:
         yield bus
     finally:
@@ -55,14 +78,19 @@ async def crews_of(bus: Bus) -> list[str]:
 
 async def crew_of(bus: Bus, settings: Settings) -> str:
     """Return the crew that is meant: the one named, or the only one. Raises: NotFound, UsageError."""
-    crews = await crews_of(bus)
+    from crewline.errors import UnknownTopic
+
     if settings.crew is not None:
-        if settings.crew in crews:
+        try:
+            await bus.partitions(settings.crew + SUFFIX)  # on a large cluster that is less than asking for every topic
             return settings.crew
-        there = ", ".join(crews) or "no crew"
-        raise NotFound(f"there is no crew {settings.crew!r} in {settings.state}; there is {there}", hint="crewline topics list")
+        except UnknownTopic:
+            there = ", ".join(await crews_of(bus)) or "no crew"
+            raise NotFound(f"there is no crew {settings.crew!r} at {bus.address}; there is {there}",
+                           hint="crewline topics list") from None
+    crews = await crews_of(bus)
     if not crews:
-        raise NotFound(f"no crew has run in {settings.state} yet", hint="crewline up crew.yaml")
+        raise NotFound(f"no crew has run at {bus.address} yet", hint="crewline up crew.yaml")
     if len(crews) > 1:
         raise UsageError(f"several crews share this log: {', '.join(crews)}", hint=f"name one: --crew {crews[0]}")
     return crews[0]
@@ -70,7 +98,7 @@ async def crew_of(bus: Bus, settings: Settings) -> str:
 
 @asynccontextmanager
 async def open_client(settings: Settings) -> AsyncIterator[Client]:
-    """Open a client of the crew in the state folder. Raises: NotFound, UsageError."""
+    """Open a client of the crew. Raises: NotFound, UsageError, BusUnavailable."""
     from crewline.client import Client
 
     async with open_log(settings) as bus:
@@ -80,7 +108,8 @@ async def open_client(settings: Settings) -> AsyncIterator[Client]:
 
 
 def keys_folder(settings: Settings) -> Path:
-    return settings.state / "keys"
+    """Return the keys folder of the log. Raises: UsageError, CrewFileError."""
+    return place(settings).keys
 
 
 class Reading:

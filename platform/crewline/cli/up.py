@@ -31,6 +31,16 @@ def up(
         str | None, typer.Option(metavar="ROLES", help="Run these roles alone: worker,guardrail,tools,tools.NAME.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use the scripted model named `offline`.")] = False,
+    drain: Annotated[
+        str, typer.Option(metavar="5s", help="When stopped: how long what runs may take to come to its end.")
+    ] = "5s",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", envvar="CREWLINE_METRICS",
+            help="Serve metrics for Prometheus: :9464 (this machine alone) or HOST:PORT.",
+        ),
+    ] = None,
 ) -> None:
     """Run crews until Ctrl-C.
 
@@ -38,8 +48,8 @@ def up(
     """
     from crewline.cli import logs
     from crewline.cli.output import Output
-    from crewline.cli.session import crew_files
-    from crewline.crews.running import Crew
+    from crewline.cli.session import crew_files, load
+    from crewline.cli.text import seconds_of
 
     settings = globals_.of(context)
     out = Output(settings)
@@ -47,23 +57,31 @@ def up(
     paths = crew_files(files)
     if len(paths) > 1 and overlay:
         raise UsageError("an overlay belongs to one crew file", hint="run each crew with its own `crewline up`")
-    crews = [Crew.load(path, overlays=overlay or (), offline=offline) for path in paths]
+    crews = [load(settings, path, overlay or (), offline=offline) for path in paths]
     names = [crew.roster.topics.namespace for crew in crews]
     if len(set(names)) < len(names):
         raise UsageError(f"two crews share one namespace: {', '.join(names)}", hint="give each its own `name:`")
     roles = None if only is None else [role.strip() for role in only.split(",") if role.strip()]
-    asyncio.run(_serve(crews, settings.state, roles, out))
+    asyncio.run(_serve(crews, roles, seconds_of(drain, "--drain"), metrics, out))
 
 
-async def _serve(crews: Sequence[Crew], state: Path, only: list[str] | None, out: Output) -> None:
+async def _serve(
+    crews: Sequence[Crew], only: list[str] | None, drain_s: float, metrics: str | None, out: Output
+) -> None:
+    from crewline.telemetry import Telemetry
+
+    settings = out.settings
+    running: list[Running] = []
     async with AsyncExitStack() as stack:
-        running = [await stack.enter_async_context(crew.up(state=state, only=only)) for crew in crews]
-        _stop_on_signals(running, out)
-        tails = [await each.bus.tail(each.roster.topics.conversations) for each in running]
-        await asyncio.gather(*(each.ready() for each in running))
-        for each in running:
-            _say_ready(each, out)
-        followers = [asyncio.create_task(_tell(*each, out)) for each in zip(running, tails, strict=True)]
+        telemetry = await stack.enter_async_context(Telemetry(metrics=metrics))
+        for crew in crews:
+            up = crew.up(state=settings.state, bus=settings.bus_address, keys=settings.keys, only=only)
+            running.append(await stack.enter_async_context(up))
+            telemetry.watch(crew.roster, up.bus, up.engines)
+        if telemetry.page is not None:
+            out.say(f"metrics  {telemetry.page}", tone="dim")
+        _stop_on_signals(running, drain_s, out)
+        told = [asyncio.create_task(_tell(each, out)) for each in running]
         try:
             async with asyncio.TaskGroup() as group:
                 for each in running:
@@ -71,13 +89,13 @@ async def _serve(crews: Sequence[Crew], state: Path, only: list[str] | None, out
         except* Exception as errors:
             raise errors.exceptions[0] from None
         finally:
-            for follower in followers:
-                follower.cancel()
-            await asyncio.gather(*followers, return_exceptions=True)
+            for task in told:
+                task.cancel()
+            await asyncio.gather(*told, return_exceptions=True)
     out.say("stopped; everything is in the log, `crewline up` goes on", tone="dim")
 
 
-def _stop_on_signals(running: Sequence[Running], out: Output) -> None:
+def _stop_on_signals(running: Sequence[Running], drain_s: float, out: Output) -> None:
     """Stop in good order on the first SIGINT or SIGTERM, at once on the second."""
     loop = asyncio.get_running_loop()
     asked = 0
@@ -90,10 +108,27 @@ def _stop_on_signals(running: Sequence[Running], out: Output) -> None:
             os._exit(130)
         out.say("\nstopping: what runs is handed over (again: at once)", tone="dim")
         for each in running:
-            each.stop()
+            each.stop(drain_s=drain_s)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+
+
+async def _tell(running: Running, out: Output) -> None:
+    """Say that a crew is up; then, where its worker runs, a line when a turn starts, ends, or a call waits for somebody.
+
+    Processes without a worker have nothing to say, and may not be let to read what is said.
+    """
+    from crewline.errors import BusError
+
+    try:
+        tail = await running.bus.tail(running.roster.topics.conversations) if "worker" in running.roles else None
+        await running.ready()
+        _say_ready(running, out)
+        if tail is not None:
+            await _follow(running, tail, out)
+    except BusError as error:
+        out.insist(f"the log is not followed any more: {error}", tone="red")
 
 
 def _say_ready(running: Running, out: Output) -> None:
@@ -105,25 +140,43 @@ def _say_ready(running: Running, out: Output) -> None:
         ("tools", ", ".join(sorted(roster.tools)) or "none"),
         ("roles", ", ".join(running.roles) or "none"),
         ("state", str(running.state)),
-        ("ask it", f'crewline run {roster.topics.namespace} "…" --agent {running.entry}'
-         + (f" --state {running.state}" if str(running.state) != globals_.STATE else "")),
+        *_where(running),
+        ("ask it", f'crewline run {roster.topics.namespace} "…" --agent {running.entry}{_reached(running, out)}'),
     ]
     out.say("\n".join(f"{name:<8} {value}" for name, value in rows))
 
 
-async def _tell(running: Running, tail: Tail, out: Output) -> None:
-    """Print a line when a turn starts, ends, or a call waits for somebody."""
-    from crewline.errors import BusError, CrewlineError
+def _where(running: Running) -> list[tuple[str, str]]:
+    """Return the rows on log and memory, where they are not simply in the state folder."""
+    where = running.where
+    if where.kafka is None:
+        return []
+    memory = "Redis" if where.store_kind == "redis" else "SQLite in the state folder: workers on several hosts need Redis"
+    return [("bus", f"{where.bus} ({where.kafka.tried})"), ("memory", memory)]
+
+
+def _reached(running: Running, out: Output) -> str:
+    """Return the options by which another command reaches this crew."""
+    config = running.crew.config
+    named = ""
+    if running.where.kafka is not None and out.settings.bus is None and config is not None:
+        named = f" --bus {config.place('bus').file}"
+    return f"{named}{out.settings.as_options}"
+
+
+async def _follow(running: Running, tail: Tail, out: Output) -> None:
+    from crewline.errors import CrewlineError
     from crewline.projection import frame_of
     from crewline.records import Reader
 
     partitions = await running.bus.partitions(running.roster.topics.conversations)
     reader = Reader(running.client.keyring, partitions=partitions)
+    worker = running.engines["worker"]
     seen: set[str] = set()
     try:
         while True:
             for batch in await tail.poll(5.0):
-                for record in batch.records:
+                for record in batch.records if batch.partition in worker.positions() else ():
                     try:
                         frame = frame_of(record, stands=None, event=reader.read(record).event)
                     except CrewlineError:  # forged, or of a newer version: shown as such
@@ -131,8 +184,6 @@ async def _tell(running: Running, tail: Tail, out: Output) -> None:
                     if frame.event_id not in seen and (line := happening(frame)):
                         seen.add(frame.event_id)
                         _print(running, frame, line, out)
-    except BusError as error:
-        out.insist(f"the log is not followed any more: {error}", tone="red")
     finally:
         await tail.close()
 

@@ -7,7 +7,7 @@ yaml_text.py  strict YAML with places; shape.py puts the models' findings into w
 checker.py    what must hold between keys (checks_agents, checks_guard, checks_flow, checks_where)
 report.py     what a checked crew is: not_yet, effective_policies, config_digest, crew_schema
 problems.py   Problem, CrewFileError
-where.py      where it runs: log, keys, store
+where.py      where it runs: log, keys, store; bus_file.py: the `bus` of a file alone
 running.py    a crew, loaded and running
 """
 

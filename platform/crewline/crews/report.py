@@ -91,8 +91,6 @@ def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for asked in (trigger.intent, gathering, *(trigger.scatter or ())):
             if asked is not None and ":" in asked:
                 yield ("triggers", name), f"an intent for another crew, {asked!r},"
-    if config.memory.store == "redis":
-        yield ("memory", "store"), "'store: redis'"
     for field, value in (("path", config.memory.path), ("retention", config.memory.retention)):
         if value is not None:
             yield ("memory", field), f"'memory.{field}'"

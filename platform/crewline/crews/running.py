@@ -96,7 +96,9 @@ class Crew:
 
         Raises: UsageError for a role or an address that there is not.
         """
-        return Running(self, where=where(self.config, state=state, bus=bus, keys=keys, store=store), state=state, only=only)
+        said, memory = (self.config.bus, self.config.memory) if self.config is not None else (None, None)
+        place = where(state=state, bus=bus, keys=keys, store=store, said=said, memory=memory)
+        return Running(self, where=place, state=state, only=only)
 
     def ask_sync(self, text: str, *, state: Path = STATE, user: str | None = None, timeout: float | None = None) -> Answer:
         """Run the crew, ask its entry agent, return the answer: for scripts and notebooks. Raises: as `Running.ask`."""
@@ -129,6 +131,7 @@ class Running:
         self._view = ConversationView()
         self._client: Client | None = None
         self._stopping = asyncio.Event()
+        self._drain_s = 0.0
 
     @property
     def bus(self) -> Bus:
@@ -228,8 +231,9 @@ class Running:
         """End what was started, as far as that came, and close what was opened."""
         for intake in self.intakes:
             intake.stop()
-        for engine in self.engines.values():
-            engine.stop()
+        for name, engine in self.engines.items():
+            # A trigger's places are held for as long as its runs last: they are no work to wait for.
+            engine.stop(drain_s=0.0 if name == "triggers" else self._drain_s)
         market = self._tasks.pop("market", None)
         if market is not None:
             market.cancel()
@@ -370,8 +374,9 @@ class Running:
         finally:
             stopping.cancel()
 
-    def stop(self) -> None:
-        """End `serve`."""
+    def stop(self, *, drain_s: float = 0.0) -> None:
+        """End `serve`; begin nothing more. What runs has `drain_s` seconds to come to its end before it is handed over."""
+        self._drain_s = drain_s
         self._stopping.set()
 
     # --- asking --------------------------------------------------------------------------------

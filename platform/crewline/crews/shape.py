@@ -14,7 +14,10 @@ from crewline.crews.problems import Path, Problem, did_you_mean, dotted
 from crewline.crews.values import Referenced
 from crewline.crews.yaml_text import Node, plain
 
-_TAGS = frozenset({"openai", "scripted", "embedded", "kafka", "tumbling", "hopping", "session"})
+_TAGS = frozenset({
+    "openai", "scripted", "embedded", "kafka", "tumbling", "hopping", "session",
+    "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER",
+})  # fmt: skip
 _VARIABLES = {"api_key": "OPENAI_API_KEY", "password": "KAFKA_PASSWORD", "token": "CONSOLE_TOKEN", "url": "REDIS_URL"}
 _NAME = "lower-case letters, digits and '_', a letter first"
 _PATTERNS = {

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from crewline.bus.base import Bus
     from crewline.bus.kafka.options import KafkaOptions
-    from crewline.crews.models import CrewConfig
+    from crewline.crews.models import Memory
+    from crewline.crews.models_bus import EmbeddedBus, KafkaBus
 
 SQLITE = "sqlite:"
 REDIS = ("redis://", "rediss://")
@@ -54,54 +55,48 @@ class Where:
             from crewline_memory.sqlite import open_store
 
             return await open_store(Path(self.store.removeprefix(SQLITE)), namespace)
-        raise UsageError("the Redis store cannot be used by this version yet", hint="leave `store` away: SQLite")
+        from crewline_memory.redis import open_store as open_redis
+
+        return await open_redis(self.store, namespace)
 
 
 def where(
-    config: CrewConfig | None = None, *, state: Path, bus: str | None = None, keys: Path | None = None,
-    store: str | None = None,
+    *, state: Path, bus: str | None = None, keys: Path | None = None, store: str | None = None,
+    said: EmbeddedBus | KafkaBus | None = None, memory: Memory | None = None,
 ) -> Where:
     """Return where a crew runs.
 
     Args:
-        config: its crew file, if there is one.
         state: the folder of what nobody else says: log, keys, store.
         bus: `embedded:DIR` or `kafka://HOST:PORT[,…]`; None: the crew file's, else the log in `state`. Over a
             crew file with `kind: kafka`, an address moves the crew to other brokers, signing in the same way.
         keys: the keys folder; None: the crew file's `bus.keys`, else `keys` beside the embedded log, or in `state`.
         store: `sqlite:DIR` or `redis://…`; None: the crew file's, else SQLite in `state`.
+        said, memory: what the crew file says under `bus` and `memory`.
 
-    Raises: UsageError for an address that is none.
+    Raises: UsageError for an address that is none, or for a file or function of `said` that cannot be used.
     """
-    kafka, servers, named = _said(config)
-    address = bus or servers or f"{EMBEDDED}{state}"
-    if address.startswith(KAFKA):
-        return Where(address, keys or named or state / "keys", _store(config, state, store), kafka or _plain())
-    if not address.startswith(EMBEDDED) or address == EMBEDDED:
-        raise UsageError(f"bus address {address!r}: expected embedded:DIR or kafka://HOST:PORT[,HOST:PORT]")
-    return Where(address, keys or Path(address.removeprefix(EMBEDDED)) / "keys", _store(config, state, store))
-
-
-def _said(config: CrewConfig | None) -> tuple[KafkaOptions | None, str | None, Path | None]:
-    """Return what the crew file says of Kafka: how to get in, the brokers' address, the keys folder."""
     from crewline.crews.models_bus import KafkaBus
 
-    said = config.bus if config is not None else None
-    if not isinstance(said, KafkaBus):
-        return None, None, None
-    if said.sasl is not None or said.tls is not None:
-        raise UsageError("`sasl` and `tls` cannot be used by this version yet", hint="say `plaintext: true`")
-    return _plain(), KAFKA + said.bootstrap_servers, Path(said.keys) if said.keys is not None else None
+    kafka = said if isinstance(said, KafkaBus) else None
+    store = _store(memory, state, store)
+    address = bus or (f"{KAFKA}{kafka.bootstrap_servers}" if kafka is not None else f"{EMBEDDED}{state}")
+    if address.startswith(KAFKA):
+        named = Path(kafka.keys) if kafka is not None and kafka.keys is not None else state / "keys"
+        return Where(address, keys or named, store, _options(kafka))
+    if not address.startswith(EMBEDDED) or address == EMBEDDED:
+        raise UsageError(f"bus address {address!r}: expected embedded:DIR or kafka://HOST:PORT[,HOST:PORT]")
+    return Where(address, keys or Path(address.removeprefix(EMBEDDED)) / "keys", store)
 
 
-def _plain() -> KafkaOptions:
+def _options(said: KafkaBus | None) -> KafkaOptions:
     from crewline.bus.kafka.options import KafkaOptions
+    from crewline.crews.security import security_of
 
-    return KafkaOptions()
+    return security_of(said) if said is not None else KafkaOptions()
 
 
-def _store(config: CrewConfig | None, state: Path, store: str | None) -> str:
-    memory = config.memory if config is not None else None
+def _store(memory: Memory | None, state: Path, store: str | None) -> str:
     if store is None and memory is not None and memory.store == "redis" and memory.url is not None:
         store = memory.url.reveal()
     address = store or f"{SQLITE}{state}"
