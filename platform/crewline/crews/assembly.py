@@ -74,6 +74,7 @@ def _tools(config: CrewConfig) -> ToolRegistry:
             idempotent=tool.idempotent if "idempotent" in stated else None,
             timeout_s=tool.timeout if "timeout" in stated else None,
             retries=tool.retries if "retries" in stated else None,
+            pool=tool.pool if "pool" in stated else None,
             inject=tool.inject,
             at=str(config.place("tools", name)),
         )

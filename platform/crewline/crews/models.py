@@ -115,9 +115,10 @@ class ToolTerms(Strict):
 
 
 class Tool(ToolTerms):
-    """A Python function, `package.module:name`."""
+    """A Python function, `package.module:name`. `pool` is which processes run it, with their credentials."""
 
     python: PythonName
+    pool: Label = "main"
 
 
 class McpServer(Strict):
