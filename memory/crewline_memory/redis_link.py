@@ -22,6 +22,7 @@ from crewline_memory.redis_scripts import Script
 try:
     import redis.asyncio as aio
     from redis import exceptions
+    from redis.asyncio.cluster import RedisCluster
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 except ImportError as error:  # `redis` is an extra
@@ -45,7 +46,7 @@ class RedisLink:
     `name` is `Redis at HOST:PORT`: no message holds the URL, which may have a password in it.
     """
 
-    def __init__(self, name: str, client: aio.Redis, *, tls: bool = False) -> None:
+    def __init__(self, name: str, client: aio.Redis | RedisCluster, *, tls: bool = False) -> None:
         self.name = name
         self.tls = tls
         self._client = client
@@ -78,16 +79,23 @@ class RedisLink:
             self._lose(error)
             raise StoreError(error.message) from error
 
-    async def check(self) -> None:
-        """Look whether this Redis can be used. Raises: StoreError."""
-        found = await self._bounded(self._client.info, CALL_S)
-        if found.get("role") == "slave":
-            raise _Away(f"{self.name} is a read-only replica; give the primary's address")
-        if (policy := found.get("maxmemory_policy", "noeviction")) != "noeviction":
-            raise _Away(
-                f"{self.name} may throw away what is stored (maxmemory-policy is {policy}); set "
-                "`maxmemory-policy noeviction`, or use another Redis"
-            )
+    async def check(self) -> dict[str, Any]:
+        """Look whether this Redis can be used; return what it says of itself. Raises: StoreError."""
+        client = self._client
+        if isinstance(client, RedisCluster):
+            by_node = await self._bounded(lambda: client.info(target_nodes=RedisCluster.PRIMARIES), CALL_S)
+            nodes = list(by_node.values()) if "redis_version" not in by_node else [by_node]
+        else:
+            nodes = [await self._bounded(client.info, CALL_S)]
+        for said in nodes:
+            if said.get("role") == "slave" and said.get("redis_mode") != "cluster":
+                raise _Away(f"{self.name} is a read-only replica; give the primary's address")
+            if (policy := said.get("maxmemory_policy", "noeviction")) != "noeviction":
+                raise _Away(
+                    f"{self.name} may throw away what is stored (maxmemory-policy is {policy}); set "
+                    "`maxmemory-policy noeviction`, or use another Redis"
+                )
+        return nodes[0]
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -102,7 +110,7 @@ class RedisLink:
         try:
             async with asyncio.timeout(seconds):
                 return await call()
-        except (exceptions.RedisError, OSError, TimeoutError) as error:
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError, TimeoutError) as error:
             raise self._translated(error, seconds) from error
 
     def _translated(self, error: Exception, seconds: float) -> StoreError:
@@ -125,6 +133,8 @@ class RedisLink:
         if isinstance(error, TimeoutError | exceptions.TimeoutError):
             tls = ", or does it speak no TLS" if self.tls else ""
             return _Away(f"{name} did not answer within {seconds:.1f} s; is it stopped, overloaded, behind a firewall{tls}?")
+        if isinstance(error, exceptions.ClusterDownError | exceptions.RedisClusterException):
+            return _Away(f"{name}: its cluster does not serve every key ({error}); see `redis-cli --cluster check`")
         if isinstance(error, exceptions.ConnectionError | OSError):
             numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
             reason = os.strerror(numbers[-1]) if numbers and numbers[-1] > 0 else error
@@ -160,32 +170,45 @@ class _Away(StoreError):
 async def open_link(url: str) -> RedisLink:
     """Connect to the Redis at `redis://[USER:PASSWORD@]HOST[:PORT][/DB]` (TLS: `rediss://`), and check it.
 
-    What else redis-py takes in a URL (`?ssl_ca_certs=FILE`) may stand in it.
+    What else redis-py takes in a URL (`?ssl_ca_certs=FILE`) may stand in it. A cluster is found by any of its nodes.
     Raises: StoreError: not a URL, not there, not let in, a replica, or one that evicts. Within about 3 s.
     """
     try:
         parts = urlsplit(url)
-        link_name, tls = f"Redis at {parts.hostname or 'localhost'}:{parts.port or PORT}", parts.scheme == "rediss"
-        client = aio.Redis.from_url(
-            url, socket_connect_timeout=CONNECT_S, socket_timeout=None, protocol=2,
-            # A connection that died while idle is made anew at once; all else is for the callers to decide.
-            retry=Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,)),
-        )
-        client.connection_pool.make_connection()  # not connected: an option that there is not is said here
+        name, tls = f"Redis at {parts.hostname or 'localhost'}:{parts.port or PORT}", parts.scheme == "rediss"
+        client = aio.Redis.from_url(url, **_OPTIONS, retry=_retry(1))
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # not connected: an option that there is not is said here
     except (ValueError, TypeError) as error:
         raise StoreError(
             "the Redis URL is not understood; expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// for TLS"
         ) from error
-    link = RedisLink(link_name, client, tls=tls)
+    link = RedisLink(name, client, tls=tls)
+    said = await _checked(link)
+    if said.get("redis_mode") == "cluster":
+        await link.close()
+        link = RedisLink(name, RedisCluster.from_url(url, **_OPTIONS, retry=_retry(3)), tls=tls)
+        await _checked(link)
+    return link
+
+
+_OPTIONS: dict[str, Any] = {"socket_connect_timeout": CONNECT_S, "socket_timeout": None, "protocol": 2}
+
+
+def _retry(times: int) -> Retry:
+    """Return when redis-py is to try again by itself: at once, with a new connection. All else is for the callers."""
+    return Retry(NoBackoff(), times, supported_errors=(exceptions.ConnectionError,))
+
+
+async def _checked(link: RedisLink) -> dict[str, Any]:
+    """Return what the Redis says of itself; close the link if it cannot be used."""
     try:
-        await link.check()
+        return await link.check()
     except BaseException as error:
         with contextlib.suppress(Exception):  # the first error is the one to tell
             await link.close()
         if isinstance(error, _Away):
             raise StoreError(error.message) from error.__cause__
         raise
-    return link
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from crewline_memory.redis_scripts import part_keys
 from redis.asyncio import Redis
 from redis_proxy import Proxy
 from servers import RedisServer, free_port
+
+pytestmark = pytest.mark.servers
 
 STATE = Snapshot(b"s" * 1_000, pending=True)
 IDLE = Snapshot(b"idle", pending=False)
@@ -357,3 +359,81 @@ async def test_what_is_no_redis_url_is_said_without_showing_it(url: str) -> None
     with pytest.raises(StoreError, match="expected redis://") as refused:
         await open_store(url, "demo")
     assert "hidden" not in str(refused.value)
+
+
+# --- a cluster ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[list[RedisServer]]:
+    """Two primaries, each with half of the slots."""
+    servers = []
+    for name in ("one", "two"):
+        port = free_port()
+        options = ("--cluster-enabled", "yes", "--cluster-port", str(port + 1), "--cluster-node-timeout", "1000")
+        servers.append(RedisServer(tmp_path / name, *options, port=port).start())
+    raws = [Redis.from_url(server.url) for server in servers]
+    try:
+        for raw, (first, last) in zip(raws, ((0, 8191), (8192, 16383)), strict=True):
+            await raw.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+        await raws[0].execute_command("CLUSTER MEET", "127.0.0.1", servers[1].port, servers[1].port + 1)
+        await until(lambda: whole(raws))
+        yield servers
+    finally:
+        for raw in raws:
+            await raw.aclose()
+        for server in servers:
+            server.kill()
+
+
+async def whole(raws: Sequence[Redis]) -> bool:
+    said = [await raw.execute_command("CLUSTER INFO") for raw in raws]
+    return all(each["cluster_state"] == "ok" and each["cluster_known_nodes"] == "2" for each in said)
+
+
+async def test_a_cluster_keeps_each_part_on_one_of_its_nodes(cluster: list[RedisServer]) -> None:
+    one, other = [await open_store(server.url, "demo") for server in cluster]
+    for partition in range(12):
+        assert await one.write("worker", partition, Mark(5, "id-4"), {b"a": STATE, b"b": IDLE})
+        assert await other.mark("worker", partition) == Mark(5, "id-4", 2)
+        assert await other.pending("worker", partition) == {b"a": STATE}
+        assert not await other.write("worker", partition, Mark(5), {})
+    for server in cluster:
+        async with Redis.from_url(server.url) as raw:
+            assert 0 < await raw.dbsize() < 36
+    await one.close()
+    await other.close()
+
+
+async def test_a_node_of_a_cluster_that_was_away_is_used_again_by_itself(cluster: list[RedisServer]) -> None:
+    store = await open_store(cluster[0].url, "demo")
+    cluster[1].kill()
+    refused = []
+    for partition in range(12):
+        try:
+            await store.write("worker", partition, Mark(5), {b"a": STATE})
+        except StoreError as error:
+            refused.append(str(error))
+    assert refused
+    assert all(f"Redis at 127.0.0.1:{cluster[0].port}" in said for said in refused)
+    cluster[1].start()
+
+    async def all_written() -> bool:
+        try:
+            for partition in range(12):
+                await store.write("worker", partition, Mark(6), {b"a": STATE})
+        except StoreError:
+            return False
+        return True
+
+    await until(all_written)
+    for partition in range(12):
+        assert await store.mark("worker", partition) == Mark(6, "", 1)
+    await store.close()
+
+
+async def test_a_cluster_of_which_one_node_evicts_is_refused(cluster: list[RedisServer]) -> None:
+    async with Redis.from_url(cluster[1].url) as raw:
+        await raw.config_set("maxmemory-policy", "allkeys-lfu")
+    with pytest.raises(StoreError, match="maxmemory-policy is allkeys-lfu"):
+        await open_store(cluster[0].url, "demo")
