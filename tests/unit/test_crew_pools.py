@@ -58,7 +58,7 @@ def test_each_pool_is_a_role_and_tools_stands_for_all(file: Path) -> None:
 
     assert crew.up(only=["tools.payments"]).roles == ["tools.payments"]
     assert crew.up(only=["tools"]).roles == ["tools.main", "tools.payments"]
-    with pytest.raises(UsageError, match="there is no role 'tools.pay'; this crew has: .*tools.main, tools.payments"):
+    with pytest.raises(UsageError, match=r"there is no role .tools\.pay.; this crew has: .*tools.main, tools.payments"):
         crew.up(only=["tools.pay"])
 
 
@@ -74,5 +74,5 @@ def test_a_role_asks_for_no_topic_that_it_does_not_touch(file: Path) -> None:
 def test_a_pool_must_be_a_name_that_a_topic_can_bear(file: Path, pool: str) -> None:
     file.write_text(CREW.replace("pool: payments", f"pool: {pool}"))
 
-    with pytest.raises(CrewFileError, match="tools.pay.pool"):
+    with pytest.raises(CrewFileError, match=r"tools\.pay\.pool"):
         Crew.load(file)
