@@ -273,26 +273,48 @@ def load_keys(folder: Path) -> Keyring:
     )
 
 
-def write_pool_key(folder: Path, pool: str, target: Path) -> list[Path]:
-    """Make the keys folder of a tool pool: its derived key and the public halves. Return the files.
+ROLE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "worker": ("seal",),
+    "guardrail": ("seal", "guard"),
+    "triggers": ("seal",),
+    "client": ("seal",),
+    "console": ("seal", "people"),
+}
+"""The secret keys of each role; a tool pool `tools.NAME` has its own, derived one. `client` is a program that asks,
+`console` (the command line too) decides besides."""
 
-    Raises: UsageError if `pool` cannot be in a file's name, or `target` holds a key that a pool must
-    not have, or another key of the same name.
+
+def write_role_keys(folder: Path, role: str, target: Path) -> list[Path]:
+    """Make the keys folder of a role (`worker`, `tools.NAME`…): its secret keys, the public halves. Return the files.
+
+    Raises: UsageError for a role or a pool's name that there cannot be, or if `target` holds a key that
+    the role must not have, or another key of the same name.
     """
-    if not pool or pool.startswith(".") or "/" in pool or "\0" in pool:
-        raise UsageError(f"{pool!r} is no name for a tool pool")
-    for name in ("seal.key", "guard.key", "people.key"):
-        if (target / name).exists():
-            raise UsageError(f"{target} holds {name}, which no tool pool may have; name another folder")
     keyring = load_keys(folder)
+    pool = role.removeprefix("tools.") if role.startswith("tools.") else None
+    if pool is not None:
+        secret = {_pool_file(pool): keyring._pool(pool)}
+    elif role in ROLE_KEYS:
+        secret = {f"{name}.key": _read_key(folder / f"{name}.key") for name in ROLE_KEYS[role]}
+    else:
+        raise UsageError(f"there is no role {role!r}; roles with keys are: {', '.join(ROLE_KEYS)}, tools.NAME")
+    for path in sorted(target.glob("*.key")):
+        if path.name not in secret:
+            raise UsageError(f"{target} holds {path.name}, which {role} may not have; name another folder")
+    public = {path.name: _read_key(path) for path in sorted(folder.glob("*.pub"))}
     target.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = {target / f"pool-{pool}.key": keyring._pool(pool)}
-    files |= {target / path.name: _read_key(path) for path in sorted(folder.glob("*.pub"))}
+    files = {target / name: content for name, content in (secret | public).items()}
     for path, content in files.items():
         _write_once(path, content)
         if _read_key(path) != content:
             raise UsageError(f"{path} holds another key; remove it if the deployment's keys were made anew")
     return list(files)
+
+
+def _pool_file(pool: str) -> str:
+    if not pool or pool.startswith(".") or "/" in pool or "\0" in pool:
+        raise UsageError(f"{pool!r} is no name for a tool pool")
+    return f"pool-{pool}.key"
 
 
 def _write_once(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from crewline import tool
 from crewline.client import Client
 from crewline.errors import UsageError
 from crewline.guardrail import PolicyRule, PolicySet
-from crewline.seal import make_keys, write_pool_key
+from crewline.seal import make_keys, write_role_keys
 from flow_bench import Bench, PlannedBrain, calls, say
 
 PAID: dict[str, float] = {}
@@ -60,7 +60,7 @@ async def test_each_role_runs_apart_with_the_keys_of_its_own(
     bench: Bench, tmp_path: Path, kafka_address: str, keys: Path, name: str
 ) -> None:
     """A pool's folder holds the pool's key alone; the asker's process runs no role."""
-    write_pool_key(keys, "main", tmp_path / "pool")
+    write_role_keys(keys, "tools.main", tmp_path / "pool")
     crew = bench.crew({"desk": payer(name)}, [pay], policies=ALLOW, name=name)
     folders = {"worker": keys, "guardrail": keys, "tools.main": tmp_path / "pool"}
     async with AsyncExitStack() as stack:
@@ -96,7 +96,7 @@ async def test_keys_are_not_made_by_whoever_starts_first(bench: Bench, kafka_add
     ("role", "missing"), [("worker", "seal.key"), ("guardrail", "seal.key, guard.key"), ("tools.main", "pool-main.key")]
 )
 async def test_a_role_without_its_key_says_which(bench: Bench, tmp_path: Path, keys: Path, role: str, missing: str) -> None:
-    write_pool_key(keys, "other", tmp_path / "pool")
+    write_role_keys(keys, "tools.other", tmp_path / "pool")
     crew = bench.crew({"desk": PlannedBrain(say("never"))}, [pay], policies=ALLOW)
     with pytest.raises(UsageError, match=f"holds no {missing}, which {role} needs"):
         await crew.up(state=bench.state, bus="kafka://127.0.0.1:1", keys=tmp_path / "pool", only=[role]).__aenter__()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from crewline import seal as sealing
 from crewline.errors import SealError, UsageError
-from crewline.seal import Keyring, UnknownKey, key_id, load_keys, make_keys, pool_key, write_pool_key
+from crewline.seal import Keyring, UnknownKey, key_id, load_keys, make_keys, pool_key, write_role_keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -309,7 +309,7 @@ def test_processes_that_start_at_once_get_the_same_keys(tmp_path: Path) -> None:
 def test_a_pools_folder_holds_its_key_and_the_public_halves_alone(tmp_path: Path) -> None:
     keys, target = tmp_path / "keys", tmp_path / "payments"
     make_keys(keys)
-    written = write_pool_key(keys, "payments", target)
+    written = write_role_keys(keys, "tools.payments", target)
 
     secrets_of_others = [path.read_text().strip() for path in keys.glob("*.key")]
     assert sorted(written) == sorted(target.iterdir())
@@ -323,24 +323,47 @@ def test_a_pools_folder_holds_its_key_and_the_public_halves_alone(tmp_path: Path
 
 def test_a_pools_folder_may_not_be_one_with_other_keys(tmp_path: Path) -> None:
     make_keys(tmp_path)
-    with pytest.raises(UsageError, match="no tool pool may have"):
-        write_pool_key(tmp_path, "payments", tmp_path)
+    with pytest.raises(UsageError, match=r"holds guard\.key, which tools\.payments may not have"):
+        write_role_keys(tmp_path, "tools.payments", tmp_path)
 
 
 def test_a_pools_old_key_is_not_taken_for_the_new_one(tmp_path: Path) -> None:
     for keys in ("old", "new"):
         make_keys(tmp_path / keys)
-    write_pool_key(tmp_path / "old", "payments", tmp_path / "pool")
+    write_role_keys(tmp_path / "old", "tools.payments", tmp_path / "pool")
     with pytest.raises(UsageError, match="another key"):
-        write_pool_key(tmp_path / "new", "payments", tmp_path / "pool")
+        write_role_keys(tmp_path / "new", "tools.payments", tmp_path / "pool")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\0"])
 def test_a_pools_name_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
     make_keys(tmp_path / "keys")
     with pytest.raises(UsageError, match="no name for a tool pool"):
-        write_pool_key(tmp_path / "keys", name, tmp_path / "pool")
+        write_role_keys(tmp_path / "keys", f"tools.{name}", tmp_path / "pool")
     assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize(("role", "secret"), [
+    ("worker", ["seal.key"]), ("guardrail", ["guard.key", "seal.key"]), ("triggers", ["seal.key"]),
+    ("client", ["seal.key"]), ("console", ["people.key", "seal.key"]), ("tools.a.b", ["pool-a.b.key"]),
+])
+def test_a_roles_folder_holds_what_the_role_signs_with_and_nothing_else(tmp_path: Path, role: str, secret: list[str]) -> None:
+    keys, target = tmp_path / "keys", tmp_path / "role"
+    make_keys(keys)
+    written = write_role_keys(keys, role, target)
+
+    assert sorted(path.name for path in target.glob("*.key")) == secret
+    assert {path.name for path in keys.glob("*.pub")} == {path.name for path in target.glob("*.pub")}
+    assert {mode_of(path) for path in written} == {0o600}
+    assert mode_of(target) == 0o700
+    assert sorted(write_role_keys(keys, role, target)) == sorted(target.iterdir()), "again: no change"
+
+
+def test_a_role_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    with pytest.raises(UsageError, match=r"no role 'boss'; .*worker, guardrail, .*tools\.NAME"):
+        write_role_keys(tmp_path / "keys", "boss", tmp_path / "boss")
+    assert not (tmp_path / "boss").exists()
 
 
 def test_a_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:

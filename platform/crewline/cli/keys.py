@@ -26,14 +26,14 @@ def init(context: typer.Context, folder: Folder = None) -> None:
 
     settings = globals_.of(context)
     out = Output(settings)
-    where = folder or settings.state / "keys"
+    where = folder or settings.keys or settings.state / "keys"
     make_keys(where)
     held = load_keys(where).holds()
     if settings.json:
         out.document({"folder": str(where), "keys": held})
     else:
         out.say(f"{where} holds {', '.join(held)}", tone="green")
-        out.say(f"a tool pool gets its own folder: crewline keys pool NAME --from {where}", tone="dim")
+        out.say(f"each role gets its own folder: crewline keys role ROLE --from {where}", tone="dim")
 
 
 @app.command("show")
@@ -47,7 +47,7 @@ def show(context: typer.Context, folder: Folder = None) -> None:
 
     settings = globals_.of(context)
     out = Output(settings)
-    where = folder or settings.state / "keys"
+    where = folder or settings.keys or settings.state / "keys"
     held = load_keys(where).holds()
     means = {
         "deployment": "seals what workers and clients write", "pool": "seals what that tool pool writes",
@@ -66,28 +66,49 @@ def show(context: typer.Context, folder: Folder = None) -> None:
         out.table(("key", "kind", "what it does"), rows)
 
 
+Source = Annotated[
+    Path | None, typer.Option("--from", metavar="DIR", help="The deployment's keys; default: in the state folder.")
+]
+
+
+@app.command("role")
+def role(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="ROLE", help="worker, guardrail, triggers, client, console, tools.NAME.")],
+    target: Annotated[Path | None, typer.Argument(metavar="DIR", help="The role's own folder; default: keys-ROLE.")] = None,
+    source: Source = None,
+) -> None:
+    """Make the keys folder of a role: what it signs with and the public halves, nothing that it could forge with.
+
+    Example: crewline keys role guardrail /etc/guardrail/keys --from /secure/keys
+    """
+    _write(context, name, target or Path(f"keys-{name}"), source)
+
+
 @app.command("pool")
 def pool(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The tool pool.")],
     target: Annotated[Path | None, typer.Argument(metavar="DIR", help="The pool's own folder; default: keys-NAME.")] = None,
-    source: Annotated[
-        Path | None, typer.Option("--from", metavar="DIR", help="The deployment's keys; default: in the state folder.")
-    ] = None,
+    source: Source = None,
 ) -> None:
-    """Make the keys folder of a tool pool: its own key and the public halves, nothing that it could forge with.
+    """Make the keys folder of a tool pool, as `keys role tools.NAME` does.
 
     Example: crewline keys pool payments /etc/payments/keys
     """
+    _write(context, f"tools.{name}", target or Path(f"keys-{name}"), source)
+
+
+def _write(context: typer.Context, role: str, target: Path, source: Path | None) -> None:
     from crewline.cli.output import Output
-    from crewline.seal import write_pool_key
+    from crewline.seal import write_role_keys
 
     settings = globals_.of(context)
     out = Output(settings)
-    where = target or Path(f"keys-{name}")
-    files = write_pool_key(source or settings.state / "keys", name, where)
+    files = write_role_keys(source or settings.keys or settings.state / "keys", role, target)
+    secret = [file.name for file in files if file.suffix == ".key"]
     if settings.json:
-        out.document({"folder": str(where), "files": [str(file) for file in files]})
+        out.document({"folder": str(target), "role": role, "files": [str(file) for file in files]})
     else:
         out.say(f"wrote {', '.join(str(file) for file in files)}", tone="green")
-        out.say("the guardrail's and the people's secret keys are not among them", tone="dim")
+        out.say(f"secret among them: {', '.join(secret)}; start the role with --keys {target}", tone="dim")

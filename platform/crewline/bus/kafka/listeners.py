@@ -14,7 +14,8 @@ from aiokafka.protocol.admin import SaslHandShakeRequest
 from crewline.bus.kafka.options import ms
 
 LEFT_S_MIN = 0.2
-CLOSE_S_MAX = 0.1
+CLOSE_S_MAX = 0.5  # TLS says goodbye and waits for the answer
+GONE_S_MAX = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,10 @@ async def _look(host: str, port: int, context: ssl.SSLContext | None, left_s: fl
 
 async def closed(conn: Any) -> None:
     """Close a connection that may never have stood, and give its socket a moment to be gone."""
+    timeout_s = CLOSE_S_MAX if conn.connected() else GONE_S_MAX
     ending = conn.close()
     if ending is not None:
-        await asyncio.wait({ending}, timeout=CLOSE_S_MAX)
+        await asyncio.wait({ending}, timeout=timeout_s)
 
 
 def _reasons(error: BaseException | None) -> set[str]:

@@ -73,9 +73,10 @@ async def _ask(server: str, options: KafkaOptions, until: float) -> list[str] | 
         except Exception as error:  # whatever the client makes of what it meets there, it is no way in
             return refusal(error, options, await looking)
     finally:
-        for task in (asking, looking):
-            if task is not None:
-                task.cancel()
+        tasks = [task for task in (asking, looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # they have sockets to close
 
 
 async def _metadata(host: str, port: int, options: KafkaOptions, left_s: float) -> list[str]:
