@@ -119,9 +119,6 @@ class Window:
 
     def trim(self) -> None:
         """Let go of what every reader has had; of more if one of them is too far behind: it reads on its own then."""
-        if not self.records:
-            self.base = self.end
-            return
         held = [position for position in (reader.position_of(self.place) for reader in self.readers) if position >= self.base]
         keep_from = min(held, default=self.end)
         index = self.index_of(keep_from) if keep_from < self.end else len(self.records)
@@ -130,10 +127,9 @@ class Window:
             left -= _bytes(self.records[index])
             index += 1
             keep_from = self.records[index].offset
-        if index:
-            del self.records[:index]
-            self.bytes = left
-            self.base = keep_from
+        del self.records[:index]
+        self.bytes = left
+        self.base = keep_from
 
 
 def _bytes(record: Record) -> int:
