@@ -15,8 +15,8 @@ DAY_S = 86_400.0
 class TopicSpec:
     """What a topic must be like.
 
-    `retention_s` and `retention_bytes` bound what is kept (None: kept whole). `compacted` keeps the
-    newest record of each key; a record without a value (a tombstone) removes the key.
+    `retention_s` and `retention_bytes` (of each partition) bound what is kept (None: kept whole). `compacted` keeps
+    the newest record of each key; a record without a value (a tombstone) removes the key.
     """
 
     name: str

@@ -90,7 +90,11 @@ class GroupLag:
 
 @dataclass(frozen=True, slots=True)
 class TopicInfo:
-    """A topic as it stands: `begins` and `ends` are offsets by partition, `bytes` the size of its values."""
+    """A topic as it stands: `begins` and `ends` are offsets by partition.
+
+    `bytes` is what it holds: on the embedded log the sizes of its values, exactly; on Kafka what lies on a leader's
+    disk, envelopes and compression included (0 where we may not ask).
+    """
 
     spec: TopicSpec
     begins: Mapping[int, int] = field(default_factory=dict)
@@ -109,9 +113,15 @@ class Consumer(Protocol):
     async def poll(self, timeout_s: float, *, records_max: int = 500) -> list[Batch]:
         """Return what is there, waiting up to `timeout_s` for something; [] if nothing came.
 
-        `assigned` and `revoked` are called from within `poll`. A closed consumer returns [].
+        `assigned` and `revoked` are called from within `poll`. A closed consumer returns []. So does one whose
+        broker is away: it goes on by itself when the broker is back. A batch may be without records where the log
+        has none that can be read (compaction, transactions of others): only its `next_offset` counts then.
 
-        Raises: OffsetOutOfRange: a start offset lies below the log's start or above its end.
+        Raises:
+            OffsetOutOfRange: a position lies below the log's start or above its end, or the log is not the one that
+                was read so far; `assigned` is asked again for that partition.
+            UnknownTopic, TopicMismatch: the topic is gone, or has another number of partitions now.
+            BusUnavailable: we may not read it, or whatever `assigned` asked for gave no answer.
         """
         ...
 
@@ -132,7 +142,10 @@ class Tail(Protocol):
     """A reader without a group: every partition of a topic, or some, from given offsets on."""
 
     async def poll(self, timeout_s: float, *, records_max: int = 500) -> list[Batch]:
-        """Return what is there, waiting up to `timeout_s`. Raises: OffsetOutOfRange."""
+        """Return what is there, waiting up to `timeout_s`; see `Consumer.poll`.
+
+        After an OffsetOutOfRange the partition it names is left out; the others are read on.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -175,8 +188,11 @@ class Bus(Protocol):
         queues, so order is that of the calls.
 
         Raises:
-            UnknownTopic, RecordTooLarge: nothing of this call was written.
-            BusUnavailable: no answer in time. Records may or may not be in the log: read, then decide.
+            UnknownTopic, TopicMismatch, RecordTooLarge: nothing of this call was written; except on Kafka that
+                records for other partitions may have been, if only the broker knew (a topic with a limit of its own).
+            BusUnavailable: no answer in time. Records may or may not be in the log, and may still appear in it
+                later, even after what is appended next: read, then decide. Only while the call waits is each of its
+                records sure to stand at most once.
         """
         ...
 
