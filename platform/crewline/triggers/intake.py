@@ -270,6 +270,7 @@ class Intake:
             mark = Mark(part.next_offset, part.print, 0, part.epoch.to_bytes(8, "big"))
             await self._store.write(self.name, partition, mark, {})
             part.marked = part.next_offset
+            reach("triggers.after_mark")
 
     async def _pause(self, seconds: float) -> None:
         try:
