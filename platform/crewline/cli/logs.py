@@ -1,9 +1,13 @@
-"""Python's logging on the command line: one line a message on stderr, tracebacks where they are wanted."""
+"""Python's logging on the command line: one line a message on stderr, for people or (JSON) for machines."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+from datetime import UTC, datetime
+
+import msgspec
 
 from crewline.cli.settings import Settings
 from crewline.cli.text import clean
@@ -14,9 +18,13 @@ def set_up(settings: Settings, *, tracebacks: bool) -> None:
 
     Args:
         tracebacks: show those of tools that raise, as `up` does; without it, their last line.
+
+    Raises: UsageError if $CREWLINE_LOG_FORMAT says something unknown.
     """
+    from crewline.telemetry.fields import structured
+
     handler = _Handler()
-    handler.setFormatter(_Formatter(tracebacks=tracebacks or settings.verbose))
+    handler.setFormatter(_JsonFormatter() if structured() else _Formatter(tracebacks=tracebacks or settings.verbose))
     root = logging.getLogger()
     for earlier in [each for each in root.handlers if isinstance(each, _Handler)]:
         root.removeHandler(earlier)
@@ -48,3 +56,33 @@ class _Formatter(logging.Formatter):
         error = record.exc_info[1]
         said = f"{record.levelname} {record.name}: {record.getMessage()}: {type(error).__name__}: {error}"
         return clean(f"{said} (--verbose shows the traceback)", one_line=True)
+
+
+class _JsonFormatter(logging.Formatter):
+    """A line is an object: time, level, logger, message; role, conversation and run where they are known; exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from crewline.telemetry.fields import fields
+
+        role, conversation, run = fields.get()
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "role": role or _role_of_task(),
+            "conversation": conversation,
+            "run": run,
+            "exception": self.formatException(record.exc_info) if record.exc_info else "",
+        }
+        return msgspec.json.encode({name: value for name, value in line.items() if value}).decode()
+
+
+def _role_of_task() -> str:
+    """Return whose line it is outside of any effect: each role runs in a task that bears its name."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop in this thread
+        return ""
+    name = task.get_name() if task is not None else ""
+    return name if name in ("worker", "guardrail", "triggers", "market") or name.startswith("tools.") else ""

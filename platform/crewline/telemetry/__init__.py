@@ -1,4 +1,4 @@
-"""What a process tells about itself: metrics for Prometheus, traces for OpenTelemetry.
+"""What a process tells about itself: metrics for Prometheus, traces for OpenTelemetry, logs for machines.
 
 Off until asked for, and then fed by one observer an engine. What is told comes from records that stand, with
 the log's times, so it does not matter which process tells it.
@@ -10,6 +10,7 @@ instruments.py  every metric by name
 page.py         gauges, and the page at --metrics
 traces.py       spells as spans
 export.py       where spans go
+fields.py       what a line of the log is about
 process.py      all of it, for one process
 """
 

@@ -1,4 +1,5 @@
-"""All that one process tells: a metrics page, if it is asked for, and traces, if OpenTelemetry's variables say where to."""
+"""All that one process tells: a metrics page, if it is asked for; traces, if OpenTelemetry's variables say where to;
+and what lines of the log are about, if they are written for machines."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from crewline.bus.base import Bus
 from crewline.engine import Engine
 from crewline.errors import UsageError
 from crewline.roster import Roster
+from crewline.telemetry.fields import structured
 from crewline.telemetry.watching import Watch
 from crewline.traceparent import wanted
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:  # at run time only where they are asked for: they belong to a
     from opentelemetry.sdk.trace import SpanProcessor
 
     from crewline.telemetry.page import MetricsPage
-
-FLUSH_S_MAX = 3.0
 
 
 class Telemetry:
@@ -64,7 +64,7 @@ class Telemetry:
     def watch(self, roster: Roster, bus: Bus, engines: Mapping[str, Engine[Any]]) -> None:
         """Have the engines of a crew observed, by role. Call it before they run, or what comes first is not told."""
         page, crew = self._page, roster.topics.namespace
-        if page is None and self._spans is None:
+        if page is None and self._spans is None and not structured():
             return
         for role, engine in engines.items():
             draws = None

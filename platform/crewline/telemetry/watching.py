@@ -1,4 +1,4 @@
-"""Whoever watches an engine: one observer a role, which passes on to metrics and traces what concerns them."""
+"""Whoever watches an engine: one observer a role, which passes on to metrics, traces and logs what concerns them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Protocol
 
-from crewline_tools.pool_view import PoolState, find
+from crewline_tools.pool_view import Execution, PoolState, find
 
 from crewline import events as ev
-from crewline.conversation import Conversation
+from crewline.conversation import Conversation, Queued, Turn
 from crewline.engine import Effect, Noted
 from crewline.events import header
 from crewline.records import Entry
+from crewline.telemetry.fields import Fields, fields
 from crewline.telemetry.spells import Spell, Spells, of_pool, stood
 from crewline.traceparent import HEADER, from_outside, outside, parse
 
@@ -87,17 +88,19 @@ class Watch:
             self._counts.noted(what)
 
     def context(self, effect: Effect, state: Any) -> Context:
-        """Return a context in which records are written into the trace that somebody outside began, if there is one."""
+        """Return a context in which lines of the log say what they are about, and in which records are written into
+        the trace that somebody outside began, if there is one."""
         context = copy_context()
-        trace = _trace_of(effect, state)
+        part = _part_at_work(effect, state)
+        run, trace = (part.run, part.trace) if part is not None else ("", "")
+        context.run(fields.set, Fields(self._role, getattr(state, "id", "") or getattr(state, "key", ""), run))
         context.run(outside.set, parse(trace) if trace else None)
         return context
 
 
-def _trace_of(effect: Effect, state: Any) -> str:
+def _part_at_work(effect: Effect, state: Any) -> Turn | Queued | Execution | None:
+    """Return the turn, the waiting intent or the execution that an effect belongs to."""
     if isinstance(state, Conversation):
-        if state.turn is not None:
-            return state.turn.trace
-        return state.queue[0].trace if effect.kind == "start" else ""
-    execution = find(state, effect.ref) if isinstance(state, PoolState) else None
-    return execution.trace if execution is not None else ""
+        waiting = state.queue[0] if effect.kind == "start" and state.queue else None
+        return state.turn if state.turn is not None else waiting
+    return find(state, effect.ref) if isinstance(state, PoolState) else None
