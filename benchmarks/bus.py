@@ -1,6 +1,9 @@
-"""How fast the embedded log is, beside the floor that SQLite itself sets.
+"""How fast the log is, beside the floor that SQLite, or bare aiokafka, sets.
 
     python benchmarks/bus.py [--records 20000] [--batch 50]
+    python benchmarks/bus.py --bus kafka://127.0.0.1:9092 [--pings 4000] [--conversations 200] [--rounds 3]
+
+The second is described in bus_kafka.py. The first, on the embedded log:
 
 Appends batches (one call each, as an engine does) while a consumer in the same process reads them; then
 reads everything back from the file; then measures one record at a time. The floor is bare APSW: the same
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import apsw
+import bus_kafka
 from crewline.bus.base import Message
 from crewline.bus.sqlite import SQLiteBus, open_bus
 from crewline.bus.sqlite.file import connect, encode_headers, insert_sql, records_sql
@@ -155,5 +159,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--bus", help="kafka://HOST:PORT: four hops a ping on this broker instead")
+    parser.add_argument("--pings", type=int, default=4_000)
+    parser.add_argument("--conversations", type=int, default=200, help="pings under way at once")
+    parser.add_argument("--rounds", type=int, default=3, help="of floor and bus; the best of each counts")
     options = parser.parse_args()
-    asyncio.run(main(options.records, options.batch))
+    if options.bus:
+        bus_kafka.run(options.bus, VALUE, HEADERS, options.pings, options.conversations, options.rounds)
+    else:
+        asyncio.run(main(options.records, options.batch))

@@ -19,8 +19,10 @@ reader.py    positions, and equal parts of every poll: tails
 consumer.py  members of groups: callbacks from within `poll`
 membership.py   a member's joins, heartbeats and leave, by aiokafka's consumer
 sharing.py   who gets which partition: sticky, and given only after its owner has let go
+loop.py      the event loop for a process whose bus is Kafka
 logs.py      aiokafka's log, each line at most once in a while
 """
 
+from crewline.bus.kafka.loop import run as run
 from crewline.bus.kafka.opening import open_bus as open_bus
 from crewline.bus.kafka.options import KafkaOptions as KafkaOptions
