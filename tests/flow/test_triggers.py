@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from crewline.roster import Roster
 from crewline.seal import make_keys
 from crewline.testing import until
 from crewline.topics import TopicSpec
-from crewline.triggers import Gathering, TriggerRule, WindowRule
+from crewline.triggers import Gathering, TakenUntil, TriggerRule, Triggers, WindowRule
 from flow_bench import Bench, PlannedBrain, say
 
 START_MS = 1_795_600_800_000  # 2026-11-25 10:00 UTC
@@ -39,7 +39,7 @@ class World:
 
     def crew(self, brains: dict[str, PlannedBrain], *rules: TriggerRule, **more: Any) -> Crew:
         bench = Bench(self.state)
-        capabilities = {agent: [f"{agent}.do"] for agent in brains}
+        capabilities: dict[str, Sequence[str]] = {agent: [f"{agent}.do"] for agent in brains}
         crew = bench.crew(brains, capabilities=capabilities, name=self.name, **more)
         return replace(crew, triggers=list(rules), partitions=3)
 
@@ -79,7 +79,8 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
 
 def rule_for(world: World, name: str = "burst", **said: Any) -> TriggerRule:
     """A trigger on the world's outside topic that asks the agent `desk`."""
-    return TriggerRule(name, **{"topic": world.outside, "key": "event.card", "asks": ["desk.do"]} | said)
+    usual: dict[str, Any] = {"topic": world.outside, "key": "event.card", "asks": ["desk.do"]}
+    return TriggerRule(name, **(usual | said))
 
 
 def pay(card: str, minute: float, amount: float = 100.0) -> dict[str, Any]:
@@ -141,13 +142,18 @@ async def has_finished(running: Running, count: int) -> list[ev.TurnFinished]:
         ended = await finished(running)
         return ended if len(ended) >= count else None
 
-    return await until(enough, seconds=30.0)
+    ended: list[ev.TurnFinished] = await until(enough, seconds=30.0)
+    return ended
+
+
+def role_of(running: Running) -> Triggers:
+    role = running.engines["triggers"].role
+    assert isinstance(role, Triggers)
+    return role
 
 
 async def settled(running: Running) -> None:
     """Wait until no firing is open and every event of the outside topics was taken and folded."""
-    from crewline.triggers import TakenUntil
-
     rules = {rule.name: rule for rule in running.crew.triggers}
     store = running.engines["triggers"]._store
     taken = TakenUntil(rules, bus=running.bus, store=store, clock_ms=lambda: 1)
@@ -276,7 +282,7 @@ async def test_an_event_after_its_windows_grace_is_dropped_visibly(world: World)
         await until(lambda: letters(running), seconds=20.0)
         await settled(running)
         dead = await letters(running)
-        counted = running.engines["triggers"].role.view.counts["burst", "late"]
+        counted = role_of(running).view.counts["burst", "late"]
         published = await intents(running)
 
     assert [json.loads(letter["value"])["at"] for letter in dead] == [START_MS + int(minute * MINUTE) for minute in (9.5, 9.9)]
@@ -322,7 +328,7 @@ async def test_no_more_runs_are_open_at_once_than_the_trigger_says(world: World)
     rule = rule_for(world, concurrency=2)
     async with world.up(world.crew({"desk": brain}, rule)) as running:
         await world.send(*[pay(f"c-{n}", 0) for n in range(6)])
-        gate = running.engines["triggers"].role.gates["burst"]
+        gate = role_of(running).gates["burst"]
         await until(lambda: brain.open == 2 and gate.waiting == 4, seconds=20.0)
         assert len(await intents(running)) == 2
         brain.go.set()
