@@ -10,6 +10,7 @@ import asyncio
 import base64
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -284,6 +285,8 @@ class Client:
         return await self._projection.catch_up(self.bus)
 
     async def _follow(self) -> None:
+        if self._follower is not None and not self._follower.done():
+            return
         async with self._following:
             if self._follower is not None and not self._follower.done():
                 return
@@ -349,7 +352,8 @@ class Handle:
         self.intent = intent
         self.conversation = conversation
         self.position: Position | None = None  # of the intent: a later client reads on from there
-        self._queue: asyncio.Queue[Frame | CrewlineError] = asyncio.Queue()
+        self._given: deque[Frame | CrewlineError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
         self._tables = [(client._handles, intent)]
         if follow:
             self._tables += [(client._followed, key) for key in dict.fromkeys((conversation, intent))]
@@ -367,7 +371,19 @@ class Handle:
 
     def give(self, frame: Frame | CrewlineError) -> None:
         """Take what the client's follower has for this handle: a frame, or why there will be none."""
-        self._queue.put_nowait(frame)
+        self._given.append(frame)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _next(self) -> Frame:
+        """Wait for a frame. Raises: what was given instead of one."""
+        while not self._given:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        given = self._given.popleft()
+        if isinstance(given, CrewlineError):
+            raise given
+        return given
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Yield the run's records as they come (first of each event id), ending with its `turn.finished`.
@@ -377,9 +393,7 @@ class Handle:
         seen: set[str] = set()
         try:
             while True:
-                frame = await self._queue.get()
-                if isinstance(frame, CrewlineError):
-                    raise frame
+                frame = await self._next()
                 if frame.stands is not False:  # a forged record must not take a true one's place
                     if frame.event_id in seen:
                         continue
@@ -395,16 +409,23 @@ class Handle:
 
     async def answer(self, timeout: float | None = None) -> Answer:
         """Wait for the answer; `timeout` in seconds. Raises: RunFailed, TimedOut."""
+        if timeout is None:
+            return await self._answer()
         try:
             async with asyncio.timeout(timeout):
-                async for frame in self.frames():
-                    if self._is_end(frame):
-                        return answer_of(frame)
+                return await self._answer()
         except TimeoutError:
             raise TimedOut(
                 f"no answer within {timeout:g} s; the run goes on", hint=f"crewline runs watch {self.intent}"
             ) from None
-        raise RunFailed("the log ended before the answer", reason_code="bus", run=self.intent)
+
+    async def _answer(self) -> Answer:
+        try:
+            while not self._is_end(frame := await self._next()):
+                pass
+            return answer_of(frame)
+        finally:
+            self.close()
 
 
 def answer_of(frame: Frame) -> Answer:

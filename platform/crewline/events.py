@@ -837,14 +837,14 @@ def _check_bounds(event: Event, value: bytes) -> None:
 
 
 @lru_cache(maxsize=64)
+def _second_of(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+
+
 def time_of(at_ms: int) -> str:
     """Return `at_ms` (Unix milliseconds) as RFC 3339 in UTC, as `ce_time` wants it."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@lru_cache(maxsize=64)
-def _time_header(at_ms: int) -> tuple[str, bytes]:
-    return ("ce_time", time_of(at_ms).encode())
+    at_s, ms = divmod(at_ms, 1_000)
+    return f"{_second_of(at_s)}.{ms:03d}Z"
 
 
 def headers_of(
@@ -857,7 +857,7 @@ def headers_of(
         _TYPE_HEADERS[event_type],
         ("ce_source", source.encode()),
         ("ce_subject", subject.encode()),
-        _time_header(at_ms),
+        ("ce_time", time_of(at_ms).encode()),
         _SPECVERSION,
         ("ce_correlationid", run.encode()),
         ("ce_causationid", cause.encode()),

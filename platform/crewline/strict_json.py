@@ -12,6 +12,7 @@ import re
 from typing import Any, Literal, NoReturn
 
 from crewline.errors import CrewlineError
+from crewline.recent import Recent
 
 StrictJsonCode = Literal[
     "decode.too_large",
@@ -25,6 +26,8 @@ StrictJsonCode = Literal[
 
 BYTES_MAX = 262_144
 DEPTH_MAX = 32
+_REMEMBERED_BYTES_MAX = 4_096
+_strict: Recent[str, bool] = Recent(256)  # texts that were found to be strict: guardrail and pool read the same
 DIGITS_MAX = 4300  # Python's own limit for int(str); more would be a plain ValueError far from here
 
 
@@ -34,6 +37,12 @@ class StrictJsonError(CrewlineError):
     def __init__(self, code: StrictJsonCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def check_object(text: str) -> None:
+    """Raise StrictJsonError unless `decode_object` takes `text`. Who has just decoded it need not do so again."""
+    if not _strict.get(text):
+        decode_object(text)
 
 
 def decode_object(text: str, *, bytes_max: int = BYTES_MAX, depth_max: int = DEPTH_MAX) -> dict[str, Any]:
@@ -60,6 +69,8 @@ def decode_object(text: str, *, bytes_max: int = BYTES_MAX, depth_max: int = DEP
         raise StrictJsonError("decode.not_object", f"the text is {_kind_of(value)}, not an object")
     if "\\u" in text:
         _check_escapes(value)
+    if bytes_max == BYTES_MAX and depth_max == DEPTH_MAX and size <= _REMEMBERED_BYTES_MAX:
+        _strict.put(text, True)
     return value
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import apsw
 import pytest
 from crewline import crashpoints
-from crewline.bus import sqlite
 from crewline.bus.base import Message, Record
 from crewline.bus.sqlite import SQLiteBus, open_bus
+from crewline.bus.sqlite import bus as sqlite_bus
 from crewline.bus.sqlite.file import connect
 from crewline.errors import BusUnavailable, LogDamaged, UsageError
 from crewline.topics import TopicSpec
@@ -292,7 +292,7 @@ async def test_two_processes_interleave_each_in_its_own_order(
 async def test_the_bell_alone_wakes_a_reader_in_another_process(
     tmp_path: Path, bus: SQLiteBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "TICK_S", LONG_S)  # no looking at the file now and then
+    monkeypatch.setattr(sqlite_bus, "TICK_S", LONG_S)  # no looking at the file now and then
     tail = await bus.tail(TOPIC)
     child = await Child.start("append", tmp_path, "c", 1)
     batches = await tail.poll(WAIT_S)

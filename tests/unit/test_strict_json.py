@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from crewline.strict_json import StrictJsonError, decode_object
+from crewline.strict_json import StrictJsonError, check_object, decode_object
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +57,17 @@ def test_blank_text_means_an_empty_object(blank: str) -> None:
 )
 def test_what_parsers_might_read_differently_is_refused(text: str, code: str) -> None:
     assert code_of(text) == code
+
+
+def test_a_check_takes_what_decoding_takes_and_no_more_however_often_it_is_asked() -> None:
+    for _ in range(2):
+        check_object('{"a": 1}')
+        assert decode_object('{"a": 1}') == {"a": 1}
+        with pytest.raises(StrictJsonError, match="given twice"):
+            check_object('{"a": 1, "a": 1}')
+    decode_object('{"a": [[1]]}', depth_max=3)
+    with pytest.raises(StrictJsonError, match="nested deeper"):
+        check_object('{"a": ' + "[" * 40 + "]" * 40 + "}")
 
 
 def test_brackets_in_strings_are_not_nesting() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from datetime import UTC, datetime
@@ -13,6 +12,21 @@ PROGRESS_S_MIN = 0.1  # between two records of progress of one call
 NEVER = datetime.max.replace(tzinfo=UTC)
 
 Report = Callable[[float, float | None, str], None]
+
+
+class Cancelled:
+    """Set once, by whoever gives a call up; read by its tool, in whatever thread. (An event that nobody waits for.)"""
+
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
 
 
 class _Said:
@@ -48,7 +62,7 @@ class ToolContext:
         attempt: int = 1,
         deadline: datetime = NEVER,
         report: Report | None = None,
-        cancelled: threading.Event | None = None,
+        cancelled: Cancelled | None = None,
     ) -> None:
         self.call_id = call_id
         self.idempotency_key = idempotency_key
@@ -59,7 +73,7 @@ class ToolContext:
         self.attempt = attempt
         self.deadline = deadline
         self._report = report
-        self._cancelled = cancelled or threading.Event()
+        self._cancelled = cancelled or Cancelled()
         self._said_at = -PROGRESS_S_MIN
 
     def __repr__(self) -> str:

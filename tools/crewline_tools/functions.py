@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
 from crewline.errors import UsageError
-from crewline.strict_json import decode_object
+from crewline.strict_json import check_object
 
 from crewline_tools.base import ToolEffect, ToolSpec
 from crewline_tools.context import ToolContext
@@ -66,7 +66,7 @@ class ToolFunction:
 
         Raises: CrewlineError (StrictJsonError, UsageError) that says what does not fit.
         """
-        decode_object(text)  # what the guardrail read, or nothing: no second reading of the same bytes
+        check_object(text)  # what the guardrail read, or nothing: no second reading of the same bytes
         return self.signature.arguments(text, injected or {}, self.spec.inject)
 
     def bind(self, text: str, injected: Mapping[str, Any] | None, context: ToolContext) -> Callable[[], Any]:

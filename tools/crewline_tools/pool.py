@@ -16,7 +16,6 @@ import contextlib
 import logging
 import math
 import secrets
-import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from crewline.records import Scribe
 from crewline.seal import Keyring
 from crewline.topics import CrewTopics
 
-from crewline_tools.context import Report, ToolContext, idempotency_key
+from crewline_tools.context import Cancelled, Report, ToolContext, idempotency_key
 from crewline_tools.pool_view import CLAIM_S, Execution, PoolState, PoolView, find, overdue_ms, owed, pending
 from crewline_tools.reconcile import Settled, UncertainCall
 from crewline_tools.results import describe, render
@@ -116,7 +115,7 @@ class ToolPool:
         self._sleep = sleep
         self._verifier = Verifier(keyring, pool=pool, topic=topics.conversations, tools=self._specs)
         self._claims: dict[str, _Claim] = {}
-        self._running: dict[str, threading.Event] = {}  # execution -> its context's `cancelled`
+        self._running: dict[str, Cancelled] = {}  # execution -> its context's `cancelled`
         self._background: set[asyncio.Task[Any]] = set()
 
     # --- the engine's side ---------------------------------------------------------------------
@@ -181,7 +180,7 @@ class ToolPool:
         try:
             ran = await self._attempts(key, each, request)
         finally:
-            self._running.pop(each.id, threading.Event()).set()
+            self._running.pop(each.id, Cancelled()).set()
             self.slots.free()
         return await self._report_safe(key, each, _done(each, ran))
 
@@ -196,7 +195,7 @@ class ToolPool:
         tool = self._tools[request.tool]
         attempt = 1
         while True:
-            cancelled = self._running[each.id] = threading.Event()  # each attempt has its own: one may outlive it
+            cancelled = self._running[each.id] = Cancelled()  # each attempt has its own: one may outlive it
             reach("pool.before_run")
             ran = await self._call(key, each, request, cancelled, attempt, always)
             reach("pool.after_run")
@@ -244,7 +243,7 @@ class ToolPool:
         # From here on the nonce is used up: whatever happens, this claim never starts a second run.
         del self._claims[each.id]
         claim.expiry.cancel()
-        cancelled = threading.Event()
+        cancelled = Cancelled()
         self._running[each.id] = cancelled
         task = asyncio.create_task(self._run_claimed(key, each, claim, cancelled), name=each.id)
         self._background.add(task)
@@ -265,7 +264,7 @@ class ToolPool:
             self._spawn(self._append(task.result()), task.get_name())
 
     async def _run_claimed(
-        self, key: str, each: Execution, claim: _Claim, cancelled: threading.Event
+        self, key: str, each: Execution, claim: _Claim, cancelled: Cancelled
     ) -> list[Message]:
         request = _request(each)
 
@@ -379,7 +378,7 @@ class ToolPool:
         return self._message(self.topic, key, refused, f"{each.id}:claim", each)
 
     async def _call(
-        self, key: str, each: Execution, request: ev.CallRequested, cancelled: threading.Event, attempt: int, gate: Gate
+        self, key: str, each: Execution, request: ev.CallRequested, cancelled: Cancelled, attempt: int, gate: Gate
     ) -> Ran:
         tool = self._tools[request.tool]
         deadline_ms = self._clock_ms() + int(tool.spec.timeout_s * 1000)

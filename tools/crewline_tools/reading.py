@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from crewline.errors import CrewlineError, NotFound
 
-from crewline_tools.context import ToolContext
+from crewline_tools.context import Cancelled, ToolContext
 from crewline_tools.running import Runner, Tool
 
 
@@ -31,7 +30,7 @@ class ReadTools:
         tool = self._tools.get(name)
         if tool is None or tool.spec.effect != "read":
             raise NotFound(f"there is no read tool {name!r}")
-        cancelled = threading.Event()
+        cancelled = Cancelled()
         context = ToolContext(call_id=f"fact:{name}", cancelled=cancelled)
         ran = await self._runner.run(tool, msgspec.json.encode(args).decode(), injected, context, cancelled)
         if ran.how != "returned":

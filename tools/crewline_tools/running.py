@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 from crewline.errors import CrewlineError
 
 from crewline_tools.base import ToolSpec
-from crewline_tools.context import ToolContext
+from crewline_tools.context import Cancelled, ToolContext
 from crewline_tools.errors import ToolError
 from crewline_tools.reconcile import Settled, UncertainCall
 from crewline_tools.results import cut, describe, fix_of, render
@@ -94,7 +93,7 @@ class Runner:
         text: str,
         injected: Mapping[str, Any] | None,
         context: ToolContext,
-        cancelled: threading.Event,
+        cancelled: Cancelled,
         gate: Gate = always,
     ) -> Ran:
         """Call the tool once. `gate` is asked last, right before the call, in the thread that makes it.
@@ -145,7 +144,7 @@ class Runner:
             return call.cannot_say()
         is_async = asyncio.iscoroutinefunction(reconcile)
         future = self._start(lambda: reconcile(call), not is_async, always)
-        if not await self._wait(future, tool.spec.timeout_s, threading.Event()):
+        if not await self._wait(future, tool.spec.timeout_s, Cancelled()):
             log.error("%s: its reconcile function did not end within %g s", tool.spec.name, tool.spec.timeout_s)
             return call.cannot_say()
         error = _error_of(future)
@@ -167,16 +166,15 @@ class Runner:
             return self._threads.start(lambda: _call(call, gate))
         return asyncio.ensure_future(_call_async(call, gate))
 
-    async def _wait(self, future: asyncio.Future[Any], timeout_s: float, cancelled: threading.Event) -> bool:
+    async def _wait(self, future: asyncio.Future[Any], timeout_s: float, cancelled: Cancelled) -> bool:
         """Wait for a call; return whether it ended by itself in time. If not, it has been cancelled."""
         try:
-            await asyncio.wait({future}, timeout=timeout_s)
-            if future.done():
+            if await _ends(future, timeout_s):
                 return True
             cancelled.set()
             if isinstance(future, asyncio.Task):
                 future.cancel()
-                await asyncio.wait({future}, timeout=CANCEL_S)
+                await _ends(future, CANCEL_S)
             return False
         except asyncio.CancelledError:
             cancelled.set()
@@ -194,6 +192,27 @@ class Runner:
     def _came_back(self, future: asyncio.Future[Any]) -> None:
         self.given_up -= 1
         _error_of(future)
+
+
+async def _ends(future: asyncio.Future[Any], timeout_s: float) -> bool:
+    """Wait for a future; return whether it is done. As `asyncio.wait`, for one, at a third of its cost."""
+    if future.done():
+        return True
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def end(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    timer = loop.call_later(timeout_s, end)
+    future.add_done_callback(end)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        future.remove_done_callback(end)
+    return future.done()
 
 
 class _Raised(NamedTuple):

@@ -152,9 +152,8 @@ async def _call(crew: Crew, spec: ToolSpec, arguments: str, agent: str | None, u
 
 async def _run(crew: Crew, spec: ToolSpec, arguments: str, agent: str, user: str | None, out: Output) -> int:
     """Run the tool as its pool would, and print what it returns."""
-    import threading
 
-    from crewline_tools.context import ToolContext, idempotency_key
+    from crewline_tools.context import Cancelled, ToolContext, idempotency_key
     from crewline_tools.running import Runner
 
     from crewline.cli.output import FAILED, OK
@@ -165,7 +164,7 @@ async def _run(crew: Crew, spec: ToolSpec, arguments: str, agent: str, user: str
     values = {"user": {"id": user}, "run": {"id": id}, "agent": agent}
     names = ("user", "run", "agent")
     injected = {name: Expression.compile(text, names=names).evaluate(values) for name, text in spec.inject.items()}
-    cancelled = threading.Event()
+    cancelled = Cancelled()
     toolctx = ToolContext(
         call_id=id, idempotency_key=idempotency_key(crew.roster.topics.namespace, id, id), user=user, conversation=id,
         run=id, agent=agent, cancelled=cancelled,

@@ -14,6 +14,7 @@ when it is the next one to fold. Three rules carry the rest:
 
 base.py       what an engine is given (View, Role, Effect, EngineOptions), and who may watch it (Observer)
 ownership.py  what it means to own partitions: take over, fold, write back
+collector.py  the garbage collector, set for such a process
 loop.py       Engine: poll, derive effects, run them, append, keep timers
 """
 

@@ -7,12 +7,14 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import CoroutineType
 from typing import Any
 
 from crewline_memory.base import MemoryStore
 
 from crewline.bus.base import Batch, Bus, Consumer, Message, Position
 from crewline.crashpoints import reach
+from crewline.engine import collector
 from crewline.engine.base import Effect, EngineOptions, Role, S
 from crewline.engine.ownership import Key, Ownership, Part
 from crewline.errors import BusError, RecordTooLarge, StoreError, UnknownTopic
@@ -71,6 +73,7 @@ class Engine(Ownership[S]):
 
     async def run(self) -> None:
         """Join the group and work until `stop`. Raises BusError only if the topic is not there."""
+        collector.calm()
         self._consumer = consumer = await self._bus.consumer(
             self.role.topic, self._group, assigned=self._assigned, revoked=self._revoked, member=self._member
         )
@@ -265,7 +268,7 @@ class Engine(Ownership[S]):
             held.failures += 1
             self._later(part, raw, effect, self._backoff(held.failures))
             return
-        if isinstance(acted, Coroutine):
+        if type(acted) is CoroutineType or isinstance(acted, Coroutine):
             if effect.slot:
                 self._slots -= 1
             task = asyncio.create_task(acted, name=effect.id, context=context)

@@ -61,6 +61,8 @@ class Reader:
         self._positions: dict[int, int] = {}
         self._turn = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         topic.watchers.add(self)
 
@@ -73,16 +75,18 @@ class Reader:
         """Return what is there, waiting up to `timeout_s`. Raises: OffsetOutOfRange."""
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
+        waited = False
         while not self._closed:
             await self._prepare()
             batches = await self._take(max(1, records_max))
             left_s = until - loop.time()
             if batches or self._closed or left_s <= 0:
-                # Records in memory are taken without waiting: let others run in between.
-                await asyncio.sleep(0)
+                if not waited:  # records in memory are taken without waiting: let others run in between
+                    await asyncio.sleep(0)
                 return [] if self._closed else batches
             if not self._has_work():
-                await self._wait(left_s)
+                await self._wait(until)
+                waited = True
         await asyncio.sleep(0)  # whoever polls on and on must not keep the loop to itself
         return []
 
@@ -92,15 +96,30 @@ class Reader:
     def _has_work(self) -> bool:
         return False
 
-    async def _wait(self, timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(timeout_s, self.wake)
+    async def _wait(self, until: float) -> None:
+        self._until = until
+        if self._timer is None or self._timer.when() > until:
+            self._arm()
+        self._waiter = asyncio.get_running_loop().create_future()
         try:
-            await waiter
+            await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
+
+    def _arm(self) -> None:
+        """Set the timer, which is left running from wait to wait: most end long before it rings."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(self._until, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        if asyncio.get_running_loop().time() >= self._until:
+            self.wake()
+        else:
+            self._arm()
 
     async def _take(self, records_max: int) -> list[Batch]:
         ready: list[tuple[Partition, int]] = []
@@ -149,6 +168,8 @@ class Reader:
             self._closed = True
             self.topic.watchers.discard(self)
             self._log.forget(self)
+            if self._timer is not None:
+                self._timer.cancel()
             self.wake()
 
 
