@@ -15,6 +15,7 @@ from crewline.events import CallText as CallText
 from crewline.events import Usage as Usage
 
 Role = Literal["user", "assistant", "tool"]
+OURS = "crewline"
 Finish = Literal["stop", "tool_calls", "length"]
 
 
@@ -33,7 +34,7 @@ class Reply(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One message of the history that a brain sees.
 
-    role user: `text`. role assistant: `text`, `calls`, `echo`. role tool: `call_id` and `text` (the
+    role user: `text`; named `OURS`, if it is not the user's but says what is wrong with an answer. role assistant: `text`, `calls`, `echo`. role tool: `call_id` and `text` (the
     result or the reason why there is none).
     """
 

@@ -16,7 +16,7 @@ from typing import Any
 from crewline.errors import ModelError
 from crewline.strict_json import StrictJsonError, decode_object
 
-from crewline_agents.base import CallText, ChatMessage, Reply, StepItem, StepRequest, TextDelta, Usage
+from crewline_agents.base import OURS, CallText, ChatMessage, Reply, StepItem, StepRequest, TextDelta, Usage
 from crewline_agents.script import Entry, Script, ScriptedCall
 from crewline_agents.script import ScriptError as ScriptError
 from crewline_agents.script import load_script as load_script
@@ -147,7 +147,7 @@ def _turn_of(request: StepRequest) -> list[ChatMessage]:
     """Return the messages from the user's last one on: those of this turn."""
     messages = list(request.messages)
     for at in range(len(messages) - 1, -1, -1):
-        if messages[at].role == "user":
+        if messages[at].role == "user" and messages[at].name != OURS:
             return messages[at:]
     return messages
 

@@ -225,7 +225,8 @@ class TurnStarted(Event, frozen=True):
 class ModelReplied(Event, frozen=True):
     """What a brain said in a step. Written by the worker; the guardrail judges its calls, the worker goes on.
 
-    `ce_id` is the step's id. `catalogue` is the hash of the tools the brain was offered.
+    `ce_id` is the step's id. `catalogue` is the hash of the tools the brain was offered. `unfit`: the
+    text is no answer, since it does not fit the output its capability promises; the brain is told why.
     """
 
     TYPE: ClassVar[str] = "model.replied"
@@ -241,6 +242,7 @@ class ModelReplied(Event, frozen=True):
     refusal: str | None = None
     echo: dict[str, Any] | None = None
     catalogue: str = ""
+    unfit: Reason | None = None
 
 
 class ModelFailed(Event, frozen=True):

@@ -86,6 +86,16 @@ def _out_of_reach(uri: str) -> Any:
     raise ValueError(f"{uri} is outside the schema")
 
 
+def validator_of(schema: Mapping[str, Any]) -> Validator:
+    """Return the schema, compiled. Raises: ValueError if it is no JSON Schema, or refers to something outside."""
+    import jsonschema_rs
+
+    try:
+        return jsonschema_rs.validator_for(dict(schema), retriever=_out_of_reach)
+    except Exception as error:  # it raises several kinds; all mean the same to us
+        raise ValueError(f"no usable JSON Schema: {error}") from None
+
+
 class ArgumentSchema:
     """A tool's argument schema, compiled once.
 
@@ -96,14 +106,9 @@ class ArgumentSchema:
     """
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        import jsonschema_rs
-
         self.parameters = parameters
         self.enforced = closed(parameters)
-        try:
-            self._validator: Validator = jsonschema_rs.validator_for(self.enforced, retriever=_out_of_reach)
-        except Exception as error:  # it raises several kinds; all mean the same to us
-            raise ValueError(f"the parameters are no usable JSON Schema: {error}") from None
+        self._validator = validator_of(self.enforced)
         properties = parameters.get("properties")
         self.properties: tuple[str, ...] = tuple(properties) if isinstance(properties, Mapping) else ()
         required = parameters.get("required")

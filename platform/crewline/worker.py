@@ -15,6 +15,7 @@ from crewline_tools.builtin import HANDOFF
 from msgspec.structs import replace
 
 from crewline import events as ev
+from crewline.answers import AnswerSchema
 from crewline.bus.base import Bus, Message, Record
 from crewline.conversation import (
     FOLD_VERSION,
@@ -75,6 +76,8 @@ class Worker:
         market: who offers what.
         clock_ms: wall clock.
         view: shared with other roles of this process that fold the same log.
+
+    Raises: UsageError if what a capability promises to answer is no JSON Schema.
     """
 
     name = "worker"
@@ -91,6 +94,12 @@ class Worker:
         self._market = market
         self._clock_ms = clock_ms
         self._inject: dict[str, dict[str, Expression]] = {}
+        self._answers = {
+            (agent.name, offered.name): AnswerSchema(offered.name, offered.output)
+            for agent in roster.agents.values()
+            for offered in agent.capabilities.values()
+            if offered.output is not None
+        }
 
     def pending(self, state: Conversation) -> Sequence[Effect]:
         return worker_pending(state)
@@ -170,9 +179,7 @@ class Worker:
 
     def _answer_of(self, turn: Turn) -> Any:
         """A capability with an output schema answers with a value, everything else with text."""
-        agent = self.roster.agents.get(turn.agent)
-        capability = agent.capabilities.get(turn.asked.capability or "") if agent else None
-        if capability is None or capability.output is None or turn.answer is None:
+        if turn.answer is None or self._promised(turn) is None:
             return turn.answer
         try:
             return msgspec.json.decode(turn.answer)
@@ -254,6 +261,7 @@ class Worker:
             refusal=reply.refusal,
             echo=reply.echo,
             catalogue=self.roster.catalogue(agent.name),
+            unfit=None if reply.calls or reply.refusal is not None else self._unfit(turn, reply.text),
         )
         try:
             return [self._message(state, replied, id=step_id(state.id, turn), run=turn.run)]
@@ -261,6 +269,19 @@ class Worker:
             return [self._failed(effect, state, "model.too_large", error.message)]
         except RecordInvalid as error:
             return [self._failed(effect, state, "model.invalid", error.message)]
+
+    def _unfit(self, turn: Turn, text: str) -> ev.Reason | None:
+        """Return why `text` is no answer to what the turn was asked for, or None."""
+        schema = self._promised(turn)
+        return schema.problem(text) if schema is not None else None
+
+    def _promised(self, turn: Turn) -> AnswerSchema | None:
+        """Return what the capability that was asked for answers; whoever took the conversation over is bound by it too."""
+        name = turn.asked.capability
+        if name is None or not self._answers:
+            return None
+        agents = (turn.agent, turn.entry, self.roster.capabilities.get(name, ""))
+        return next((self._answers[agent, name] for agent in agents if (agent, name) in self._answers), None)
 
     def _request_for(self, state: Conversation, turn: Turn, agent: Agent) -> StepRequest:
         past = [message for each in state.history[-agent.history :] for message in each.messages] if agent.history else []

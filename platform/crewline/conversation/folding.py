@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from crewline_agents.base import ChatMessage
+from crewline_agents.base import OURS, ChatMessage
 from crewline_tools.base import BUILTIN_POOL
 from msgspec.structs import replace
 
@@ -169,9 +169,19 @@ def _model_replied(state: Conversation, entry: Entry, event: ev.ModelReplied) ->
             for k, call in enumerate(event.calls)
         )
         turn = replace(turn, calls=calls)
+    elif event.unfit is not None:
+        turn = _asked_again(turn, event.unfit)
     else:
         turn = replace(turn, answer=event.refusal if event.refusal is not None else event.text)
     return replace(state, turn=within_budget(turn))
+
+
+def _asked_again(turn: Turn, unfit: ev.Reason) -> Turn:
+    """The brain gets its answer back, as a step of its own; when it has no more, the turn fails for that reason."""
+    if turn.step >= turn.limits.max_steps:
+        return replace(turn, failing=unfit)
+    told = ChatMessage("user", unfit.say, name=OURS)
+    return replace(turn, messages=(*turn.messages, told), step=turn.step + 1, attempt=1)
 
 
 def _model_failed(state: Conversation, entry: Entry, event: ev.ModelFailed) -> Conversation | None:
