@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -189,6 +190,23 @@ async def test_turns_that_are_in_memory_go_on_without_the_store(
     assert nothing_was_lost_or_done_twice(answers, brain)
     told = [record.message for record in caplog.records if "Working on without it" in record.message]
     assert f"Redis at 127.0.0.1:{redis_server.port} {'did not answer' if frozen else 'cannot be reached'}" in "".join(told)
+
+
+async def test_a_store_that_is_away_is_not_asked_again_at_every_record(
+    bench: Bench, brain: PlannedBrain, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = EngineOptions(retry_s_min=0.01, retry_s_max=0.5, poll_s=0.1, snapshot_records=1, snapshot_s=3_600.0)
+    crew = bench.crew({"desk": brain}, [pay], policies=HOLD, options=options)
+    async with crew.up(state=bench.state, store=redis_server.url) as running:
+        await answer_first_turns(running)
+        redis_server.kill()
+        await ask_to_pay(running)
+        answers = await approve_all(running)
+        told = Counter(record.message.partition(":")[0] for record in caplog.records if "no snapshot" in record.message)
+        redis_server.start()
+
+    assert nothing_was_lost_or_done_twice(answers, brain)
+    assert told == {"worker": 1, "guardrail": 1, "tools.main": 1}, "until the next one is due"
 
 
 async def test_a_crew_whose_store_is_not_there_does_not_start(bench: Bench, crew: Crew, redis_server: RedisServer) -> None:

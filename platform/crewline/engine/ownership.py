@@ -81,6 +81,7 @@ class Ownership(Generic[S]):
         self._parts: dict[int, Part[S]] = {}
         self._stopping = asyncio.Event()
         self._last_snapshot = 0.0
+        self._store_away_until = 0.0
         self._consumer: Consumer | None = None
         self.folded = 0
         self.rejected = 0
@@ -301,6 +302,8 @@ class Ownership(Generic[S]):
 
     async def _snapshot_if_due(self) -> None:
         now = asyncio.get_running_loop().time()
+        if now < self._store_away_until:
+            return
         due = now - self._last_snapshot >= self._options.snapshot_s
         for part in self._parts.values():
             if part.next_offset - part.marked >= self._options.snapshot_records or (due and part.changed):
@@ -309,6 +312,9 @@ class Ownership(Generic[S]):
                 except (BusError, StoreError) as error:
                     self._note_failed(error)
                     log.warning("%s: no snapshot: %s; a restart folds more of the log", self.role.name, error)
+                    if isinstance(error, StoreError):  # away or full for every partition: not asked at every record
+                        self._store_away_until = now + self._options.snapshot_s
+                        return
         if due:
             self._last_snapshot = now
 
