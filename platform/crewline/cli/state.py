@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".conversations"
 LOG_FILE = "log.db"
+LISTED_MAX = 10
 PROGRESS_AFTER_S = 0.2
 TICK_S = 0.5
 Keep = Callable[[str], bool]
@@ -85,15 +86,20 @@ async def crew_of(bus: Bus, settings: Settings) -> str:
             await bus.partitions(settings.crew + SUFFIX)  # on a large cluster that is less than asking for every topic
             return settings.crew
         except UnknownTopic:
-            there = ", ".join(await crews_of(bus)) or "no crew"
+            there = _listed(await crews_of(bus)) or "no crew"
             raise NotFound(f"there is no crew {settings.crew!r} at {bus.address}; there is {there}",
                            hint="crewline topics list") from None
     crews = await crews_of(bus)
     if not crews:
         raise NotFound(f"no crew has run at {bus.address} yet", hint="crewline up crew.yaml")
     if len(crews) > 1:
-        raise UsageError(f"several crews share this log: {', '.join(crews)}", hint=f"name one: --crew {crews[0]}")
+        raise UsageError(f"several crews share this log: {_listed(crews)}", hint=f"name one: --crew {crews[0]}")
     return crews[0]
+
+
+def _listed(crews: list[str]) -> str:
+    more = len(crews) - LISTED_MAX
+    return ", ".join(crews[:LISTED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 @asynccontextmanager
