@@ -257,7 +257,7 @@ def test_the_policies_of_a_tool_read_as_a_table() -> None:
 def test_what_cannot_run_yet_passes_the_check_and_is_named() -> None:
     from crewline.crews import load_crew, not_yet
 
-    fraud = not_yet(load_crew(CREWS / "fraud" / "crew.yaml", resolve=False))
+    fraud = not_yet(load_crew(CREWS / "fraud-full" / "crew.yaml", resolve=False))
     assert [problem.path for problem in fraud] == [
         "agents.case_officer.memory.scope", "agents.case_officer.memory.recall", "guardrails.pii",
         "memory.retention",

@@ -13,7 +13,7 @@ from crewline.cli.groups import new_app
 if TYPE_CHECKING:
     from crewline.cli.settings import Settings
 
-app = new_app("The log: topics, records, lag. Reads only.")
+app = new_app("The log: topics, records, lag.")
 
 
 @app.command("list")
@@ -112,3 +112,20 @@ def tail(
 
     settings = globals_.of(context)
     asyncio.run(tail_topic(settings, Output(settings), topic, follow, start, limit, Wanted(type, agent, key)))
+
+
+@app.command("publish")
+def publish(
+    context: typer.Context,
+    topic: Annotated[str, typer.Argument(help="A topic of the outside world, such as a trigger reads.")],
+    value: Annotated[str, typer.Argument(help="A JSON value; - for one in each line of standard input.")],
+    key: Annotated[str, typer.Option("--key", "-k", help="The records' key; none: the topic's partitions take turns.")] = "",
+) -> None:
+    """Append records to a topic, as an outside producer would: without a seal.
+
+    Example: crewline topics publish payments.transactions --key c-17 '{"card_id": "c-17", "amount": 120.0}'
+    """
+    from crewline.cli.output import Output
+    from crewline.cli.publishing import publish as publish_records
+
+    asyncio.run(publish_records(Output(globals_.of(context)), topic, value, key))

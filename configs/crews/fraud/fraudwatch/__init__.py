@@ -1,0 +1,1 @@
+"""A card issuer's fraud desk: tools over a real (SQLite) bank."""

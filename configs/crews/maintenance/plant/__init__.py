@@ -1,0 +1,1 @@
+"""A plant's maintenance office: tools over a real (SQLite) plant."""
