@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aiokafka import errors as kafka
@@ -55,6 +56,10 @@ class Admin:
         for spec in specs:
             if not spec.name or spec.partitions < 1:
                 raise UsageError(f"a topic needs a name and at least one partition: {spec}")
+        async with self._wire.following([spec.name for spec in specs]):
+            await self._create_missing(specs)
+
+    async def _create_missing(self, specs: Sequence[TopicSpec]) -> None:
         await self._wire.retrying("looking for topics", self._refreshed)
         replicas = self._wire.options.replication or min(REPLICAS, len(self._wire.cluster.brokers()))
         missing = await self._missing(specs, replicas)
@@ -134,8 +139,12 @@ class Admin:
 
     async def topics(self) -> dict[str, TopicInfo]:
         """Return every topic; its bytes are those on a leader's disk."""
-        await self._wire.retrying("looking for topics", self._refreshed)
-        there = await self.describe(sorted(self._wire.cluster.topics()), seen_alone=True)
+        names = await self._wire.retrying("looking for topics", self._wire.client.all_topics)
+        async with self._wire.following(names):
+            return await self._topics(names)
+
+    async def _topics(self, names: Sequence[str]) -> dict[str, TopicInfo]:
+        there = await self.describe(names, seen_alone=True)
         wanted = [TopicPartition(name, number) for name, topic in there.items() for number in range(topic.spec.partitions)]
         (begins, ends), sizes = await asyncio.gather(self._wire.offsets_of(wanted), log_bytes(self._wire))
         return {
@@ -164,11 +173,15 @@ class Admin:
             return sorted({group for answer in answers for group, kind in answer.groups if kind in ("consumer", "")})
 
         groups = await self._wire.retrying("listing groups", ask)
-        found = await asyncio.gather(*(self._lags_of(group) for group in groups))
+        described = await asyncio.gather(
+            *(self._wire.retrying(f"asking for group {group}", partial(self._group, group)) for group in groups)
+        )
+        async with self._wire.following({tp.topic for each in described for places in each for tp in places}):
+            found = await asyncio.gather(*(self._lags_of(*each) for each in zip(groups, described, strict=True)))
         return [lag for each in found for lag in each]
 
-    async def _lags_of(self, group: str) -> list[GroupLag]:
-        committed, members = await self._wire.retrying(f"asking for group {group}", lambda: self._group(group))
+    async def _lags_of(self, group: str, described: tuple[dict[Any, int], dict[Any, str]]) -> list[GroupLag]:
+        committed, members = described
         wanted = [tp for tp in sorted(committed.keys() | members.keys())
                   if tp.partition < (self._wire.known_partitions(tp.topic) or 0)]  # fmt: skip
         begins, ends = await self._wire.offsets_of(wanted)
@@ -203,7 +216,7 @@ class Admin:
         lag_s = 0.0
         if committed < end:
             try:
-                oldest = (await self._wire.read(tp.topic, tp.partition, committed, 1)).records
+                oldest = (await self._wire.look(tp.topic, tp.partition, committed, 1)).records
                 lag_s = max(0.0, time.time() - oldest[0].timestamp_ms / 1000) if oldest else 0.0
             except OffsetOutOfRange:
                 pass  # retention has overtaken the group

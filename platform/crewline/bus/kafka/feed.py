@@ -190,6 +190,12 @@ class Feed:
         for window in self._windows.values():
             window.node = self._leader(window.place)
         self.wanted()
+        if any(window.node is None for window in self._windows.values()) and not self._closed:
+            self._loop.call_later(self._options.retry_s, self._look_for_leaders)
+
+    def _look_for_leaders(self) -> None:
+        if any(window.node is None for window in self._windows.values()) and not self._closed:
+            self._wire.refresh_soon()
 
     def _leader(self, place: Place) -> int | None:
         node = self._wire.cluster.leader_for_partition(TopicPartition(*place))

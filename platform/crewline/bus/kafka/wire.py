@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -143,17 +144,34 @@ class Wire:
 
     async def partitions(self, topic: str) -> int:
         """Return the number of partitions, asking if it is not known. Raises: UnknownTopic, TopicMismatch, BusUnavailable."""
+        if topic not in self._counts:
+            self.client.follow([topic])
         count = self.known_partitions(topic)
         for _ in range(2):  # the first may join an update that was asked for before the topic was made
             if count is None:
                 await self._look_for(topic)
                 count = self.known_partitions(topic)
         if count is None:
-            await self.retrying(f"looking for topic {topic!r}", partial(self._may_see, topic))
-            known = ", ".join(sorted(self.cluster.topics())) or "none"
+            if topic not in self._counts:
+                self.client.unfollow([topic])
+            doing = f"looking for topic {topic!r}"
+            await self.retrying(doing, partial(self._may_see, topic))
+            known = ", ".join(await self.retrying(doing, self.client.all_topics)) or "none"
             raise UnknownTopic(f"there is no topic {topic!r}; create it (`crewline up` does). Topics: {known}")
         self.check_count(topic, count)
         return count
+
+    @asynccontextmanager
+    async def following(self, topics: Collection[str]) -> AsyncIterator[None]:
+        """Know about `topics`, as far as they are there, within this context."""
+        self.client.follow(topics)
+        try:
+            for _ in range(2):
+                if any(self.known_partitions(topic) is None for topic in topics):
+                    await self.refresh()
+            yield
+        finally:
+            self.client.unfollow(topics)
 
     def check_count(self, topic: str, count: int) -> None:
         """Raise TopicMismatch if `topic` had another number of partitions when this bus first used it."""
@@ -248,14 +266,19 @@ class Wire:
         count = await self.partitions(topic)
         if not 0 <= partition < count:
             raise UnknownTopic(f"topic {topic!r} has no partition {partition}; it has 0 to {count - 1}")
+        return await self.look(topic, partition, start, records_max)
+
+    async def look(self, topic: str, partition: int, start: int, records_max: int) -> Batch:
+        """Do the same for a topic of whose partitions enough is known. Raises: OffsetOutOfRange, BusUnavailable."""
         at = start
         doing = f"reading {topic} partition {partition}"
         while True:
             try:
                 batch = await self.retrying(doing, partial(self._fetch, topic, partition, at, records_max))
             except _OutOfRange:
-                begins, ends = await self.offsets(topic)
-                raise out_of_range(topic, partition, start, begins[partition], ends[partition]) from None
+                place = TopicPartition(topic, partition)
+                begins, ends = await self.offsets_of([place])
+                raise out_of_range(topic, partition, start, begins[place], ends[place]) from None
             if batch.records or batch.next_offset >= batch.end or batch.next_offset == at:
                 return batch
             at = batch.next_offset  # markers, or records that compaction took away
