@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +15,11 @@ from crewline.cli import settings as globals_
 from crewline.cli.groups import new_app
 
 if TYPE_CHECKING:
+    from crewline.bus.base import GroupLag
+    from crewline.cli.output import Output
     from crewline.cli.settings import Settings
+
+CLEAR = "\x1b[2J\x1b[H"  # a table that is watched is drawn over itself
 
 app = new_app("The log: topics, records, lag.")
 
@@ -56,38 +64,85 @@ async def _list(settings: Settings) -> None:
 
 
 @app.command("lag")
-def lag(context: typer.Context) -> None:
+def lag(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("-w", "--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: Annotated[str, typer.Option(metavar="2s", help="With --watch: how often.")] = "2s",
+    partitions: Annotated[bool, typer.Option("-p", "--partitions", help="Each partition for itself.")] = False,
+    group: Annotated[str, typer.Option(metavar="PATTERN", help="Only these groups, as in `support.*`.")] = "*",
+) -> None:
     """Show how far each consumer group is behind, in records and seconds.
 
-    Example: crewline topics lag
+    Example: crewline topics lag --watch
     """
-    asyncio.run(_lag(globals_.of(context)))
-
-
-async def _lag(settings: Settings) -> None:
     from crewline.cli.output import Output
+    from crewline.cli.text import seconds_of
+
+    settings = globals_.of(context)
+    every_s = seconds_of(every, "--every") if watch else None
+    asyncio.run(_lag(Output(settings), group, every_s, lambda out, lags: _show_lags(out, lags, partitions)))
+
+
+async def _lag(out: Output, pattern: str, every_s: float | None, show: Callable[[Output, list[GroupLag]], None]) -> None:
+    from crewline.cli.output import write
     from crewline.cli.state import open_log
+    from crewline.errors import BusUnavailable
+
+    redrawn = every_s is not None and out.settings.lively(sys.stdout) and not out.settings.json
+    async with open_log(out.settings) as bus:
+        while True:
+            try:
+                await bus.topics()  # a bus on Kafka leaves topics out that it has not heard of yet
+                lags = [each for each in await bus.lags() if fnmatchcase(each.group, pattern)]
+                write(sys.stdout, CLEAR if redrawn else "")
+                show(out, lags)
+            except BusUnavailable as error:
+                if every_s is None:
+                    raise
+                out.insist(f"{error.message}; looking again", tone="red")  # it may be what is watched for
+            if every_s is None:
+                return
+            await asyncio.sleep(every_s)
+
+
+def _show_lags(out: Output, lags: Sequence[GroupLag], partitions: bool) -> None:
+    if out.settings.json:
+        out.document({"groups": [_document(each) for each in _by_group(lags)]})
+    elif not lags:
+        out.say("no group reads the log now: crewline up crew.yaml")
+    elif partitions:
+        rows = [[each.group, each.topic, str(each.partition), *_behind([each])] for each in sorted(lags, key=_place)]
+        out.table(("group", "topic", "partition", "behind", "for", "members"), rows, right=("partition", "behind", "for"))
+    else:
+        rows = [[each[0].group, each[0].topic, *_behind(each)] for each in _by_group(lags)]
+        out.table(("group", "topic", "behind", "for", "members"), rows, right=("behind", "for"))
+
+
+def _place(lag: GroupLag) -> tuple[str, str, int]:
+    return lag.group, lag.topic, lag.partition
+
+
+def _by_group(lags: Sequence[GroupLag]) -> list[list[GroupLag]]:
+    """Return the lags of each group on each topic, in order of their partitions."""
+    return [list(each) for _, each in groupby(sorted(lags, key=_place), key=lambda lag: _place(lag)[:2])]
+
+
+def _document(lags: Sequence[GroupLag]) -> dict[str, object]:
+    return {
+        "group": lags[0].group, "topic": lags[0].topic, "records": sum(each.lag for each in lags),
+        "seconds": round(max(each.lag_s for each in lags), 3),
+        "members": sorted({each.member for each in lags if each.member}),
+        "partitions": {str(each.partition): each.lag for each in lags},
+        "partition_seconds": {str(each.partition): round(each.lag_s, 3) for each in lags},
+    }
+
+
+def _behind(lags: Sequence[GroupLag]) -> list[str]:
     from crewline.cli.text import duration
 
-    out = Output(settings)
-    async with open_log(settings) as bus:
-        lags = await bus.lags()
-    groups: dict[tuple[str, str], list[object]] = {}
-    documents = []
-    for group, topic in sorted({(each.group, each.topic) for each in lags}):
-        of_group = [each for each in lags if (each.group, each.topic) == (group, topic)]
-        members = sorted({each.member for each in of_group if each.member})
-        behind, behind_s = sum(each.lag for each in of_group), max(each.lag_s for each in of_group)
-        documents.append({"group": group, "topic": topic, "records": behind, "seconds": round(behind_s, 3), "members": members,
-                          "partitions": {str(each.partition): each.lag for each in of_group}})
-        groups[group, topic] = [f"{behind:,}", duration(behind_s) if behind else "", ", ".join(members) or "nobody"]
-    if settings.json:
-        out.document({"groups": documents})
-    elif not documents:
-        out.say("no group reads the log now: crewline up crew.yaml")
-    else:
-        rows = [[group, topic, *map(str, rest)] for (group, topic), rest in groups.items()]
-        out.table(("group", "topic", "behind", "for", "members"), rows, right=("behind", "for"))
+    behind, behind_s = sum(each.lag for each in lags), max(each.lag_s for each in lags)
+    members = sorted({each.member for each in lags if each.member})
+    return [f"{behind:,}", duration(behind_s) if behind else "", ", ".join(members) or "nobody"]
 
 
 @app.command("tail")
