@@ -91,7 +91,7 @@ class BareLine:
         self._topics = topics
         admin = AIOKafkaAdminClient(bootstrap_servers=self._servers)
         await admin.start()
-        await admin.create_topics([NewTopic(topic, PARTITIONS, -1) for topic in topics])
+        await admin.create_topics([NewTopic(topic, PARTITIONS, -1, {}) for topic in topics])
         await admin.close()
         self._producer = AIOKafkaProducer(bootstrap_servers=self._servers, acks="all", compression_type="lz4")
         await self._producer.start()

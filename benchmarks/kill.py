@@ -197,7 +197,7 @@ def main() -> int:
         print(f"seed {options.seed}, {place.state}, {place.namespace} on {place.bus}", file=sys.stderr)
         spacing_s = 0.9 * options.pause * (options.kills + options.stops) / options.turns
         processes = Processes(place, options.turns, spacing_s, random.Random(options.seed))
-        asyncio.run(place.create_topics(crew(place.namespace)))
+        place.run(place.create_topics(crew(place.namespace)))
         started = time.monotonic()
         try:
             for name in ROLES:
@@ -205,11 +205,11 @@ def main() -> int:
             killed, stopped = torment(
                 processes, kills=options.kills, stops=options.stops, pause_s=options.pause, limit_s=options.limit
             )
-            outcome = asyncio.run(settle(processes, options.limit))
+            outcome = place.run(settle(processes, options.limit))
         finally:
             processes.stop_all()
-        outcome |= asyncio.run(judge(place))
-        asyncio.run(place.remove_topics())
+        outcome |= place.run(judge(place))
+        place.run(place.remove_topics())
         result = {
             "turns": options.turns, "kills": killed, "stops": stopped, "answered": outcome["answered"],
             "lost": options.turns - outcome["answered"] - outcome["parked"], **outcome,

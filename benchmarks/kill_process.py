@@ -84,7 +84,7 @@ def crew(namespace: str) -> Crew:
     clerk = Agent("clerk", brain, tools=("look_up",), delegates=("pay.out",))
     payer = Agent("payer", brain, tools=("pay",), capabilities={"pay.out": Capability("pay.out")})
     roster = Roster(
-        "kill", "1", {"clerk": clerk, "payer": payer}, tools.specs(), namespace=namespace,
+        namespace, "1", {"clerk": clerk, "payer": payer}, tools.specs(), namespace=namespace,  # others may test on this broker
         budgets=Budgets(wall_s=900.0), guard_s=120.0,
     )
     policies = PolicySet([PolicyRule("pay", tools=("pay",), action="allow", reason="a test")])
@@ -128,7 +128,7 @@ def main() -> None:
     place = Place.of(options)
     STATE = place.state
     note("pids", f"{options.role} {os.getpid()}")
-    asyncio.run(ask(place, options.turns, options.spacing) if options.role == "client" else serve(place, options.role))
+    place.run(ask(place, options.turns, options.spacing) if options.role == "client" else serve(place, options.role))
 
 
 if __name__ == "__main__":

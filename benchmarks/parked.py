@@ -67,7 +67,7 @@ def crew(namespace: str, partitions: int, snapshot_records: int) -> Crew:
     tools = ToolRegistry()
     tools.add(pay)
     rules = [PolicyRule("large", tools=("pay",), action="require_approval", reason="A person decides")]
-    roster = Roster("parked", "1", {"desk": Agent("desk", Model(), tools=("pay",))}, tools.specs(), namespace=namespace)
+    roster = Roster(namespace, "1", {"desk": Agent("desk", Model(), tools=("pay",))}, tools.specs(), namespace=namespace)
     policies = PolicySet(rules, approvals=Approvals(("leads",), 86_400.0))
     return Crew(roster, tools, policies, partitions=partitions, options=EngineOptions(snapshot_records=snapshot_records))
 
@@ -176,7 +176,7 @@ def restarted(place: Place, options: argparse.Namespace) -> dict[str, float]:
         rss_mb = again.rss_mb()
         held = int(again.ready_file.read_text())
         assert held >= options.conversations, f"{held} open approvals are in memory"
-        asyncio.run(approve(place, [f"c{options.conversations // 2}"]))
+        place.run(approve(place, [f"c{options.conversations // 2}"]))
     finally:
         again.kill()
     return {"ready_s": round(ready_s, 2), "rss_mb": rss_mb}
@@ -199,7 +199,7 @@ def taken_over(place: Place, options: argparse.Namespace) -> dict[str, float]:
         killed_at = time.monotonic()
         second.wait(lambda: second.held == count, seconds=120.0)
         after_kill_s = time.monotonic() - killed_at
-        asyncio.run(approve(place, [f"c{n}" for n in range(0, count, count // 8)]))
+        place.run(approve(place, [f"c{n}" for n in range(0, count, count // 8)]))
         return {
             "taken_over": half, "ready_s": round(joined_s, 2), "rss_mb": half_mb, "rss_mb_all": alone_mb,
             "all_after_kill_s": round(after_kill_s, 2), "rss_mb_all_after_kill": second.rss_mb(),
@@ -213,7 +213,7 @@ def taken_over(place: Place, options: argparse.Namespace) -> dict[str, float]:
 def parked(place: Place, first: Process, count: int) -> None:
     first.ready()
     began = time.monotonic()
-    asyncio.run(publish(place, count))
+    place.run(publish(place, count))
     first.wait(lambda: first.held == count, seconds=PARK_S)
     print(f"{count} conversations parked in {time.monotonic() - began:.1f} s", file=sys.stderr)
 
@@ -230,15 +230,15 @@ def main() -> int:
     options = parser.parse_args()
     if options.serve is not None:
         place = Place.of(options)
-        asyncio.run(serve(place, options.serve, crew(place.namespace, options.partitions, options.snapshot_records)))
+        place.run(serve(place, options.serve, crew(place.namespace, options.partitions, options.snapshot_records)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         place = Place.new(options.state or Path(folder), "parked", bus=options.bus, store=options.store)
-        asyncio.run(place.create_topics(crew(place.namespace, options.partitions, options.snapshot_records)))
+        place.run(place.create_topics(crew(place.namespace, options.partitions, options.snapshot_records)))
         try:
             result = taken_over(place, options) if place.on_kafka else restarted(place, options)
         finally:
-            asyncio.run(place.remove_topics())
+            place.run(place.remove_topics())
     print(json.dumps({"conversations": options.conversations, **result}))
     return int(result["ready_s"] > (options.goal or (10.0 if place.on_kafka else 5.0)))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crewline.bus.opening import open_address
 from crewline.client import Client
@@ -16,6 +17,8 @@ from crewline.crews.running import Crew, Running
 from crewline.seal import make_keys
 
 EMBEDDED, KAFKA = "embedded", "kafka://"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Place:
     @property
     def address(self) -> str:
         return self.bus if self.on_kafka else f"embedded:{self.state}"
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run `main` on the event loop that `crewline up` uses here."""
+        if not self.on_kafka:
+            return asyncio.run(main)
+        from crewline.bus.kafka import run
+
+        return run(main)
 
     def client(self) -> Client:
         return Client(self.address, self.namespace, keys=self.state / "keys")

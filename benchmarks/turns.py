@@ -76,7 +76,7 @@ def crew(tools: int, *, unsafe: bool, namespace: str = "bench") -> Crew:
     name = "note_order" if unsafe else "find_order"
     agent = Agent("desk", InstantModel(tools, name), tools=(name,), history=20)
     policies = PolicySet([PolicyRule("fine", tools=(name,), when="size(args.order_id) < 30", action="allow", reason="a test")])
-    return Crew(Roster("bench", "1", {"desk": agent}, registry.specs(), namespace=namespace), registry, policies)
+    return Crew(Roster(namespace, "1", {"desk": agent}, registry.specs(), namespace=namespace), registry, policies)
 
 
 async def converse(client: Client, conversation: str, turns: int, latencies: list[float]) -> None:
@@ -186,11 +186,10 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     return result
 
 
-async def run_on_kafka(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+async def run_on_kafka(place: Place, options: argparse.Namespace) -> dict[str, float]:
     """Measure on Kafka, the roles in other processes, and its floor."""
     import turns_kafka as kafka
 
-    place = Place.new(folder, "bench", bus=options.bus, store=options.store)
     made = crew(options.tools, unsafe=options.unsafe, namespace=place.namespace)
     async with kafka.running(place, made, options) as processes, place.client() as client:
         result = await measure(client, options.conversations, options.turns, processes.cpu_s)
@@ -217,7 +216,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.state or Path(temporary)
         if options.bus != "embedded":
-            result = asyncio.run(run_on_kafka(options, folder))
+            place = Place.new(folder, "bench", bus=options.bus, store=options.store)
+            result = place.run(run_on_kafka(place, options))
         elif options.profile:
             import cProfile
             import pstats

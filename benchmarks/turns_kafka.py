@@ -148,7 +148,7 @@ def main() -> None:
     add_arguments(parser)
     options = parser.parse_args()
     place = Place.of(options)
-    asyncio.run(serve(place, crew(options.tools, unsafe=options.unsafe, namespace=place.namespace), options.only.split(",")))
+    place.run(serve(place, crew(options.tools, unsafe=options.unsafe, namespace=place.namespace), options.only.split(",")))
 
 
 if __name__ == "__main__":
