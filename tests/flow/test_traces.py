@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -18,7 +19,7 @@ from crewline.bus.base import Message
 from crewline.crews.running import Crew, Running
 from crewline.events import IntentPublished, encode, header, headers_of
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
-from crewline.telemetry import Telemetry
+from crewline.telemetry import Telemetry, export
 from crewline.traceparent import span_of, trace_of
 from flow_bench import Bench, PlannedBrain, calls, say, until
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -218,6 +219,17 @@ async def test_whoever_takes_over_draws_the_same_spans(bench: Bench, drawn: Draw
     assert again.keys() == first.keys()
     for id, span in again.items():
         assert (span.name, parent_of(span), span.end_time) == (first[id].name, parent_of(first[id]), first[id].end_time)
+
+
+async def test_a_process_ends_though_nobody_takes_its_spans(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(export, "CLOSE_S_MAX", 0.1)
+        async with Telemetry() as telemetry, bench.crew({"desk": PlannedBrain(say("hi"))}).up(state=bench.state) as running:
+            telemetry.watch(running.roster, running.bus, running.engines)
+            await running.ask("hi", timeout=20)
+        sending = [thread for thread in threading.enumerate() if thread.name == "last spans"]
+    assert sending, "it still waits for an answer, and was not waited for"
 
 
 # --- roles in processes of their own -----------------------------------------------------------

@@ -3,7 +3,6 @@ and what lines of the log are about, if they are written for machines."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from importlib.util import find_spec
@@ -52,10 +51,10 @@ class Telemetry:
             self._page = await self._stack.enter_async_context(MetricsPage(parse_address(self._metrics)))
         if self._spans is None and wanted():
             _need("opentelemetry.sdk", "OTEL_EXPORTER_OTLP_ENDPOINT")
-            from crewline.telemetry.export import over_http
+            from crewline.telemetry.export import close, over_http
 
             self._spans = over_http()
-            self._stack.push_async_callback(asyncio.to_thread, self._spans.shutdown)
+            self._stack.push_async_callback(close, self._spans)
         return self
 
     async def __aexit__(self, *_: object) -> None:
