@@ -6,10 +6,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from crewline.errors import UsageError
 if TYPE_CHECKING:
     from crewline.bus.base import Tail
     from crewline.cli.output import Output
-    from crewline.crews.running import Crew, Running
+    from crewline.crews.running import Running
     from crewline.projection import Frame
 
 
@@ -62,22 +62,27 @@ def up(
     if len(set(names)) < len(names):
         raise UsageError(f"two crews share one namespace: {', '.join(names)}", hint="give each its own `name:`")
     roles = None if only is None else [role.strip() for role in only.split(",") if role.strip()]
-    asyncio.run(_serve(crews, roles, seconds_of(drain, "--drain"), metrics, out))
+    running = [crew.up(state=settings.state, bus=settings.bus_address, keys=settings.keys, only=roles) for crew in crews]
+    _run(running)(_serve(running, seconds_of(drain, "--drain"), metrics, out))
 
 
-async def _serve(
-    crews: Sequence[Crew], only: list[str] | None, drain_s: float, metrics: str | None, out: Output
-) -> None:
+def _run(running: Sequence[Running]) -> Callable[[Coroutine[Any, Any, None]], None]:
+    """Return what runs the event loop: for crews on Kafka a faster one, where it is installed."""
+    if all(each.where.kafka is None for each in running):
+        return asyncio.run
+    from crewline.bus.kafka.loop import run
+
+    return run
+
+
+async def _serve(running: Sequence[Running], drain_s: float, metrics: str | None, out: Output) -> None:
     from crewline.telemetry import Telemetry
 
-    settings = out.settings
-    running: list[Running] = []
     async with AsyncExitStack() as stack:
         telemetry = await stack.enter_async_context(Telemetry(metrics=metrics))
-        for crew in crews:
-            up = crew.up(state=settings.state, bus=settings.bus_address, keys=settings.keys, only=only)
-            running.append(await stack.enter_async_context(up))
-            telemetry.watch(crew.roster, up.bus, up.engines)
+        for each in running:
+            await stack.enter_async_context(each)
+            telemetry.watch(each.roster, each.bus, each.engines)
         if telemetry.page is not None:
             out.say(f"metrics  {telemetry.page}", tone="dim")
         _stop_on_signals(running, drain_s, out)
