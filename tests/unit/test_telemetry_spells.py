@@ -150,6 +150,14 @@ def test_a_cancelled_turn_ends_every_call_that_nobody_runs() -> None:
     ]
 
 
+def test_calls_that_a_turn_cannot_afford_end_as_they_are_asked_for() -> None:
+    talk = Talk().opened(tokens=10)
+    talk.replied(call("look", "w1"), call("pay", "w2"), usage=ev.Usage(8, 8))
+    talk.finished("failed")
+
+    assert seen(talk, "call") == [("call", "look", "revoked", 0), ("call", "pay", "revoked", 0)]
+
+
 def test_each_call_of_a_step_ends_once_in_whatever_order() -> None:
     talk = Talk().opened(call("look", "w1"), call("pay", "w2"), call("send", "w3"))
     for k in (0, 1, 2):

@@ -62,8 +62,15 @@ class Spells:
 
     def read(self, before: Conversation, after: Conversation, entry: Entry) -> list[Spell]:
         """Return what ended with a record that stands."""
-        found = [*_of_turn(before, entry), *self._of_step(before, entry), *_of_call(before, entry)]
-        found += self._ended_calls(before, after, entry)
+        found: list[Spell] = []
+        if isinstance(entry.event, ev.TurnStarted | ev.TurnFinished):
+            found += _of_turn(before, entry)
+        elif isinstance(entry.event, ev.ModelReplied | ev.ModelFailed):
+            found += self._of_step(before, entry, entry.event)
+            found += _never_begun(after, entry)
+        elif before.turn is not None and before.turn.calls:
+            found += _of_call(before, entry)
+            found += self._ended_calls(before, after, entry)
         self._remember(after, entry)
         return found
 
@@ -85,10 +92,9 @@ class Spells:
         elif isinstance(entry.event, ev.ModelReplied):
             self._since[after.id] = since._replace(calls_ms=at_ms)
 
-    def _of_step(self, before: Conversation, entry: Entry) -> Iterator[Spell]:
-        event, turn, at_ms = entry.event, before.turn, entry.at_ms
-        if turn is None or not isinstance(event, ev.ModelReplied | ev.ModelFailed):
-            return
+    def _of_step(self, before: Conversation, entry: Entry, event: ev.ModelReplied | ev.ModelFailed) -> Iterator[Spell]:
+        turn, at_ms = before.turn, entry.at_ms
+        assert turn is not None
         id = step_id(before.id, turn)
         since = self._since.get(before.id) or _Since(id, before.last_ms, turn.attempt, before.last_ms, at_ms)
         outcome, code, agent = "replied", "", turn.agent
@@ -101,8 +107,7 @@ class Spells:
 
     def _ended_calls(self, before: Conversation, after: Conversation, entry: Entry) -> Iterator[Spell]:
         turn = before.turn
-        if turn is None or not turn.calls:
-            return
+        assert turn is not None
         calls = after.turn.calls if after.turn is not None and after.turn.number == turn.number else ()
         still = {call.id: call for call in calls}
         since = self._since.get(before.id)
@@ -142,6 +147,17 @@ def _of_turn(before: Conversation, entry: Entry) -> Iterator[Spell]:
         code = event.reason.code if event.reason is not None else ""
         id = turn_id(before.id, turn.number)
         yield Spell("turn", id, "", turn.run, turn.agent, event.status, turn.started_ms, entry.at_ms, code)
+
+
+def _never_begun(after: Conversation, entry: Entry) -> Iterator[Spell]:
+    """Tell of calls that were over when they were asked for: the reply has used up what the turn may spend."""
+    turn = after.turn
+    if turn is None:
+        return
+    for call in turn.calls:
+        if call.status == "closed" and call.outcome is not None:
+            parent, outcome = turn_id(after.id, turn.number), call.outcome.outcome
+            yield Spell("call", call.id, parent, turn.run, call.name, outcome, entry.at_ms, entry.at_ms)
 
 
 def _of_call(before: Conversation, entry: Entry) -> Iterator[Spell]:
