@@ -120,13 +120,18 @@ class Load:
     async def goes_on(self, *, seconds: float = 40.0) -> None:
         """Wait until every partition has taken, and given, more than now."""
         before = [(self.appended[partition], len(self.seen[partition])) for partition in range(PARTITIONS)]
-        await until(
-            lambda: all(
-                self.appended[partition] > appended + 1 and len(self.seen[partition]) > seen + 1
+
+        def waiting() -> list[str]:
+            return [
+                f"{partition}: {self.appended[partition] - appended} appended, {len(self.seen[partition]) - seen} read"
                 for partition, (appended, seen) in enumerate(before)
-            ),
-            seconds=seconds,
-        )
+                if self.appended[partition] <= appended + 1 or len(self.seen[partition]) <= seen + 1
+            ]
+
+        try:
+            await until(lambda: not waiting(), seconds=seconds)
+        except AssertionError:
+            raise AssertionError(f"after {seconds:g} s partitions do not go on: {waiting()}") from None
 
     async def finish(self) -> None:
         """Stop appending; read to the end; say what is wrong: lost, in another order, or doubled without a failure."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
-from aiokafka.conn import create_conn
+from aiokafka.conn import CloseReason, create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from crewline.bus.kafka.options import KafkaOptions, ms
@@ -48,6 +48,21 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
         """Undo one `follow`."""
         self._followed.subtract(topics)
         self._followed += Counter()  # forgets those at 0
+
+    async def ask(self, node: Any, request: Any, *, within_s: float, group: Any = ConnectionGroup.DEFAULT) -> Any:
+        """Return the answer to what is answered at once, or within a time that the request names.
+
+        A broker that does not is frozen or out of reach: the connection goes, and whatever else waits on it fails.
+        Raises: KafkaError.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                return await self.send(node, request, group=group)
+        except TimeoutError:
+            conn = self._conns.pop((node, group), None)
+            if conn is not None:
+                conn.close(reason=CloseReason.CONNECTION_TIMEOUT)
+            raise kafka.RequestTimedOutError(f"broker {node} says nothing") from None
 
     async def all_topics(self) -> list[str]:
         """Return the name of every topic that we may see. Raises: KafkaError."""
@@ -104,9 +119,8 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
         for node in nodes:
             request = MetadataRequest(sorted(set(topics or ()) | self._followed.keys()), allow_auto_topic_creation=False)
             try:
-                async with asyncio.timeout(self._options.connect_s_max):
-                    answer = await self.send(node, request)
-            except (kafka.KafkaError, TimeoutError) as error:
+                answer = await self.ask(node, request, within_s=self._options.connect_s_max)
+            except kafka.KafkaError as error:
                 log.warning("asking broker %s for metadata: %s", node, str(error) or type(error).__name__)
                 continue
             if answer.brokers:

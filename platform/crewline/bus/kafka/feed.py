@@ -263,7 +263,9 @@ class Feed:
             bytes_max=self._options.fetch_bytes_max,
             partition_bytes_max=self._options.partition_bytes_max,
         )
-        answer: Answer = await self._wire.client.send(node, request, group=CONNECTIONS)
+        answer: Answer = await self._wire.client.ask(
+            node, request, group=CONNECTIONS, within_s=self._options.fetch_wait_s_max + self._options.silent_s_max
+        )
         session.answered(answer)
         if answer.error in (70, 71):  # the broker knows no such session (it was restarted, or has too many)
             return
@@ -314,11 +316,13 @@ class Feed:
         end = window.end
         same: bool | None = None
         try:
-            same = window.last is None or await self._stands(window.last)
-        except BusError as error:
+            async with asyncio.timeout(self._options.silent_s_max):  # then its leader may be another one
+                same = window.last is None or await self._stands(window.last)
+        except (BusError, TimeoutError) as error:
             if isinstance(error, UnknownTopic | TopicMismatch):
                 window.refused = error
             self._wait_with(window)
+            self._wire.refresh_soon()
         if window.end == end and same is not None:
             window.suspect, window.refused = False, None
             window.replaced = not same
@@ -327,10 +331,12 @@ class Feed:
         self.wanted()
 
     async def _stands(self, record: Record) -> bool:
-        begins, ends = await self._wire.offsets(record.topic)
-        if record.offset < begins[record.partition]:
+        await self._wire.partitions(record.topic)  # or it says why there are none
+        place = TopicPartition(record.topic, record.partition)
+        begins, ends = await self._wire.offsets_of([place])
+        if record.offset < begins[place]:
             return True  # retention took it
-        if record.offset >= ends[record.partition]:
+        if record.offset >= ends[place]:
             return False
         found = (await self._wire.read(record.topic, record.partition, record.offset, 1)).records
         return not found or found[0] == record or found[0].offset > record.offset  # compaction took it

@@ -46,6 +46,7 @@ class KafkaOptions:
     poll_gap_s_max: float = 300.0  # Kafka drops a member that polls less often
     member_request_s_max: float = 15.0
     fetch_wait_s_max: float = 0.1  # how long a broker holds a fetch that finds nothing
+    silent_s_max: float = 5.0  # a broker that does not answer for longer is asked on a new connection
     fetch_bytes_max: int = 8 << 20
     partition_bytes_max: int = 1 << 20  # a record has at most 900 kB
     join_s_max: float = 2.5  # how long `consumer` waits for the first assignment; `poll` waits on
