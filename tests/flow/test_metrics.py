@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from crewline.crews.running import Crew, Running
 from crewline.engine import EngineOptions
 from crewline.errors import ModelError, StoreError, UsageError
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
+from crewline.seal import make_keys
 from crewline.telemetry import Telemetry
 from crewline.telemetry.page import LOOPBACK
 from flow_bench import Bench, PlannedBrain, calls, say, until
@@ -221,3 +224,24 @@ async def test_a_port_that_is_taken_is_said_in_one_line() -> None:
         with pytest.raises(UsageError, match=f"metrics cannot be served at http://127.0.0.1:{port}/metrics"):
             async with Telemetry(metrics=f":{port}"):
                 pass
+
+
+async def test_on_kafka_the_lag_is_the_brokers_and_batches_sent_again_are_counted(
+    bench: Bench, kafka_address: str, tmp_path: Path
+) -> None:
+    name = f"metrics-{secrets.token_hex(4)}"
+    make_keys(tmp_path / "keys")
+    crew = bench.crew({"desk": PlannedBrain(say("hi"))}, name=name)
+    async with shown(crew, bench, bus=kafka_address, keys=tmp_path / "keys") as (running, page):
+        await running.ask("hi", timeout=30)
+        await until(lambda: page.value("crewline_turns_total", outcome="done"))
+
+        async def caught_up() -> bool:
+            lags = [value for (series, _), value in (await page.samples()).items() if series == "crewline_lag_records"]
+            return len(lags) == 2 * 12 and not any(lags)
+
+        await until(caught_up)
+        assert await page.value("crewline_batches_resent_total", crew=name) == 0
+        running.bus._producer._sender.resent += 3  # type: ignore[attr-defined]
+        assert await page.value("crewline_batches_resent_total", crew=name) == 3
+        assert await page.value("crewline_batches_resent_total", crew=name) == 3, "once, not at each look"

@@ -60,7 +60,7 @@ class Instruments:
         self.store_rebuilds = counter(
             "crewline_store_rebuilds", "Partitions of the store that were rebuilt from the log.", "role"
         )
-        self.bus_rebuilds = counter("crewline_bus_rebuilds", "Kafka producers given up and made anew.")
+        self.batches_resent = counter("crewline_batches_resent", "Batches sent to Kafka again, since no answer came.")
 
         # Read when the page is asked for.
         self.open_turns = gauge("crewline_turns_open", "Turns under way, by status.", "status")

@@ -64,7 +64,7 @@ class Gauges:
 
     def __init__(self, instruments: Instruments) -> None:
         self._to = instruments
-        self._rebuilt: dict[int, int] = {}
+        self._known_resent: dict[str, int] = {}
         self.sources: list[Source] = []
 
     async def look(self) -> None:
@@ -74,7 +74,7 @@ class Gauges:
             metric.clear()
         for source in self.sources:
             self._states(source)
-            self._rebuilds(source)
+            self._resent(source)
             up = True
             for role, engine in source.engines.items():
                 to.running.labels(source.crew, role).set(engine.in_flight())
@@ -99,12 +99,12 @@ class Gauges:
         self._to.queued.labels(source.crew).set(queued)
         self._to.parked_now.labels(source.crew).set(parked)
 
-    def _rebuilds(self, source: Source) -> None:
-        # The embedded log has no producer to give up.
-        rebuilt = getattr(getattr(source.bus, "_producer", None), "rebuilt", 0)
-        counter = self._to.bus_rebuilds.labels(source.crew)
-        counter.inc(max(0, rebuilt - self._rebuilt.get(id(source.bus), 0)))
-        self._rebuilt[id(source.bus)] = rebuilt
+    def _resent(self, source: Source) -> None:
+        # The embedded log has no producer that could send again.
+        resent = getattr(getattr(source.bus, "_producer", None), "resent", 0)
+        counter = self._to.batches_resent.labels(source.crew)
+        counter.inc(max(0, resent - self._known_resent.get(source.crew, 0)))
+        self._known_resent[source.crew] = resent
 
     async def _lag(self, source: Source, role: str, engine: Engine[Any]) -> bool:
         """Set how far an engine is behind in the partitions it owns; return whether the log could be asked."""
