@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from crewline.crews.models import CrewConfig
     from crewline.guardrail import PolicySet
-    from crewline.triggers import Intake, TriggerRule
+    from crewline.triggers import Intake, TriggerRule, Triggers
 
 log = logging.getLogger("crewline")
 
@@ -124,6 +124,7 @@ class Running:
         self.market: Marketplace | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pools: list[ToolPool] = []
+        self.triggers: Triggers | None = None
         self.intakes: list[Intake] = []
         self._stack = AsyncExitStack()
         self._bus: Bus | None = None
@@ -326,7 +327,7 @@ class Running:
 
         topics, rules = self.roster.topics, {rule.name: rule for rule in self.crew.triggers}
         scribe = Scribe(keyring, source=topics.namespace, now_ms=clock_ms)
-        role = Triggers(
+        self.triggers = role = Triggers(
             rules, crew=self.roster.crew, topics=topics, scribe=scribe, bus=bus, clock_ms=clock_ms,
             taken_until=TakenUntil(rules, bus=bus, store=store, clock_ms=clock_ms),
         )
