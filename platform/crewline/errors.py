@@ -6,6 +6,7 @@ CrewlineError
 ├── NotFound             no run, call, tool or topic of that name
 ├── BusError
 │   ├── BusUnavailable   the log did not answer; the record may or may not be in it
+│   │   └── NotAllowed   the broker answers, and an ACL is missing
 │   ├── UnknownTopic     nothing was written
 │   ├── TopicMismatch    the topic exists with other settings
 │   ├── RecordTooLarge   nothing was written
@@ -67,6 +68,12 @@ class BusUnavailable(BusError):
     """No answer in time. The record may or may not be in the log: read, then decide."""
 
     code = "bus.unavailable"
+
+
+class NotAllowed(BusUnavailable):
+    """A right is missing at the broker (an ACL). It may be given while we wait: to others it is as if nobody answered."""
+
+    code = "bus.not_allowed"
 
 
 class UnknownTopic(BusError):

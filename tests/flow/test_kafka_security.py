@@ -13,7 +13,7 @@ import pytest
 from crewline.bus.base import Message
 from crewline.bus.kafka import KafkaOptions, open_bus
 from crewline.bus.kafka.security import tls_context
-from crewline.errors import BusUnavailable, UsageError
+from crewline.errors import BusUnavailable, NotAllowed, UsageError
 from crewline.topics import TopicSpec
 from secured import Listening, SecuredKafka
 
@@ -226,7 +226,7 @@ async def test_a_missing_right_is_said_for_each_thing_that_a_bus_does(secured_ka
             (lambda: bus.read(seen, 0, 0), f"reading {seen}", "for a topic"),
             (lambda: bus.consumer(read, "acl-group", assigned=from_zero, revoked=nothing), read, "for the consumer group"),
         ]:
-            with pytest.raises(BusUnavailable) as told:
+            with pytest.raises(NotAllowed) as told:
                 await doing()
             said = str(told.value)
             assert what in said
@@ -244,5 +244,5 @@ async def test_who_may_write_to_no_topic_is_told_so_at_once(secured_kafka: Secur
         await admin.create_topics([TopicSpec(topic, 1)])
     await secured_kafka.acls(allow("nobody", "Describe", topic))
     async with await open_bus(secured_kafka.address(), secured_kafka.options("nobody")) as bus:
-        with pytest.raises(BusUnavailable, match="user nobody lacks an ACL for the cluster, or to write to any topic"):
+        with pytest.raises(NotAllowed, match="user nobody lacks an ACL for the cluster, or to write to any topic"):
             await bus.append([Message(topic, b"k", b"{}")])

@@ -22,6 +22,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
         "demo": Command("start", "demo", "Run the support crew offline, from a question to a paid refund."),
         "init": Command("start", "init", "Write a new crew: crew.yaml, tools, scripts, tests."),
         "check": Command("check", "check", "Check crew files; every problem with its line."),
+        "doctor": Command("doctor", "doctor", "Look whether a crew could run, and print its rights at Kafka."),
         "up": Command("up", "up", "Run crews until Ctrl-C."),
     },
     "Ask": {

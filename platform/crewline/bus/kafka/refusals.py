@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiokafka import errors as kafka
 
 from crewline.bus.kafka.options import KafkaOptions
-from crewline.errors import BusUnavailable
+from crewline.errors import BusUnavailable, NotAllowed
 
 if TYPE_CHECKING:
     from crewline.bus.kafka.listeners import Listener
@@ -57,12 +57,12 @@ def refusal(error: BaseException, options: KafkaOptions, listener: Listener | No
     return Refusal(str(cause) or type(cause).__name__, "see the broker's log")
 
 
-def not_allowed(error: BaseException, options: KafkaOptions, doing: str) -> BusUnavailable:
+def not_allowed(error: BaseException, options: KafkaOptions, doing: str) -> NotAllowed:
     """Return the error that says which right is missing for `doing`. `error` is one of `NOT_ALLOWED`."""
     missing = next(text for kind, text in MISSING.items() if isinstance(error, kind))
     who = f"user {options.username}" if options.username else "whoever we signed in as"
     detail = f" ({error.args[0]})" if error.args and isinstance(error.args[0], str) else ""
-    return BusUnavailable(
+    return NotAllowed(
         f"{doing}: not allowed by Kafka at {', '.join(options.servers)} ({options.tried}): "
         f"{who} lacks an ACL {missing}{detail}",
         hint="crewline doctor --acls prints the ACLs that each role needs",
