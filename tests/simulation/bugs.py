@@ -17,10 +17,11 @@ from typing import Any
 import crewline_tools.pool as pool
 from crewline import events as ev
 from crewline.bus.base import Record
-from crewline.conversation import calls, folding
+from crewline.conversation import calls, folding, reserved
 from crewline.conversation.calls import call_of
 from crewline.engine import Engine, ownership
 from crewline.errors import StoreError
+from crewline.guardrail.judge import Judge
 from crewline.records import Reader
 from crewline_memory.base import Mark, Snapshot
 from crewline_tools import pool_view
@@ -326,6 +327,36 @@ def a_lost_run_is_run_again(patch: Patch) -> None:
     patch.set(ToolPool, "_settle_lost", lost)
 
 
+# --- limits over windows -----------------------------------------------------------------------
+
+
+def each_guardrail_counts_alone(patch: Patch) -> None:
+    """A call under a limit is let pass without asking the counter's owner: others do the same at that moment."""
+    patch.set(Judge, "_count", lambda self, judged, facts, missing: None)
+
+
+def an_unknown_call_is_given_back(patch: Patch) -> None:
+    """Of what nobody knows it is taken that it did not run."""
+
+    def end_of(answer: Any, before: Any, after: Any, entry: Any) -> Any:
+        call = call_of(after, answer.call)
+        return ("not_run", 0.0) if call is not None and call.status == "unknown" else real(answer, before, after, entry)
+
+    real = patch.set(reserved, "_end_of", end_of)
+
+
+def a_call_that_never_ran_keeps_its_room(patch: Patch) -> None:
+    patch.set(reserved, "_may_have_run", lambda answer, before, entry: True)
+
+
+def settling_is_forgotten_with_its_turn(patch: Patch) -> None:
+    def settle(before: Any, after: Any, entry: Any) -> Any:
+        settled = real(before, after, entry)
+        return changed(settled, reserved=()) if settled.turn is None else settled
+
+    real = patch.set(folding, "settle_reserved", settle)
+
+
 BUGS: Mapping[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
     plant.__name__: (plant, trouble)
     for plant, trouble in (
@@ -353,6 +384,10 @@ BUGS: Mapping[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {
         (an_old_claim_is_used, ("pause", "rebalance", "network")),
         (a_claim_is_not_read_back, ("rebalance",)),
         (a_lost_run_is_run_again, ("crash",)),
+        (each_guardrail_counts_alone, ()),
+        (an_unknown_call_is_given_back, ("crash", "pause")),
+        (a_call_that_never_ran_keeps_its_room, ("cancel", "clock")),
+        (settling_is_forgotten_with_its_turn, ("cancel",)),
     )
 }
 """By name: how it is planted, and the kinds of trouble that bring it out soonest."""

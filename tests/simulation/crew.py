@@ -17,6 +17,7 @@ import msgspec
 from crewline.errors import ModelError
 from crewline.events import CallText, Capability
 from crewline.guardrail.policies import Approvals, PolicyRule, PolicySet
+from crewline.guardrail.windows import LimitRule
 from crewline.roster import Agent, Budgets, Roster
 from crewline_agents.base import Reply, StepItem, StepRequest, Usage
 from crewline_tools.base import ToolEffect, ToolSpec
@@ -27,6 +28,7 @@ from crewline_tools.reconcile import Settled, UncertainCall
 CREW = "sim"
 HELD_FROM = 100
 DENIED_FROM = 1_000
+LIMIT = LimitRule("spree", ("pay",), 2, 60.0, action="deny")  # of all conversations, hence of all partitions
 
 
 class Outside(Protocol):
@@ -149,7 +151,7 @@ def tools_of(world: Outside) -> dict[str, SimTool]:
     return {name: SimTool(spec, world, reconcile if name == "move" else None) for name, spec in SPECS.items()}
 
 
-def roster_of(world: Outside, *, wall_s: float, guard_s: float) -> Roster:
+def roster_of(world: Outside, *, wall_s: float, guard_s: float, day: bool) -> Roster:
     brain = PlanBrain(world)
     every = tuple(SPECS)
     return Roster(
@@ -160,9 +162,11 @@ def roster_of(world: Outside, *, wall_s: float, guard_s: float) -> Roster:
             "clerk": Agent("clerk", brain, tools=("look", "pay", "note"), history=2,
                            capabilities={"refund.decide": Capability("refund.decide")}),
         },
-        SPECS, budgets=Budgets(tool_calls=40, wall_s=wall_s), guard_s=guard_s,
+        SPECS, guard_s=guard_s,
+        budgets=Budgets(tool_calls=40, wall_s=wall_s, day={"tool_calls": 10_000.0} if day else {}),
     )
 
 
-def policies_of(*, approval_s: float) -> PolicySet:
-    return PolicySet(POLICIES, approvals=Approvals(("boss",), approval_s), epoch=1, name="sim")
+def policies_of(*, approval_s: float, limited: bool) -> PolicySet:
+    limits = (LIMIT,) if limited else ()
+    return PolicySet(POLICIES, approvals=Approvals(("boss",), approval_s), limits=limits, epoch=1, name="sim")

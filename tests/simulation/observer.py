@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from crew import HELD_FROM
+from crew import HELD_FROM, LIMIT
 from crewline import events as ev
 from crewline.bus.base import Record
 from crewline.conversation import Conversation, ConversationView, sha256_of, take, worker_pending
 from crewline.errors import RecordInvalid, UnknownEvent
+from crewline.guardrail.counters import Counter, CounterView
 from crewline.records import Entry, Reader, held_key
+from crewline.topics import CrewTopics
 from crewline_tools.pool_view import PoolState, PoolView
+from purse import Purses
 
 Where = tuple[int, bytes]  # partition and key: what stands on a wrong partition is not the conversation's
 States = list[tuple[int, Any]]  # (offset, state after it), oldest first
@@ -48,22 +51,29 @@ class Granted:
     tool: str
     safe: bool
     text: str
+    reserved: tuple[str, ...]
 
 
 @dataclass
 class Observer:
     """What stands. `on_needed` is told of calls that wait for a person: (state, call id)."""
 
-    topic: str
+    topics: CrewTopics
     reader: Reader
     pool_reader: Reader
     on_needed: Callable[[Conversation, Any], None]
+    limited: bool = True
+    day: bool = True
     view: ConversationView = field(default_factory=ConversationView)
     pool_view: PoolView = field(default_factory=lambda: PoolView("main"))
     conversations: dict[Where, Conversation] = field(default_factory=dict)
     history: dict[Where, States] = field(default_factory=dict)
     pool_states: dict[Where, PoolState] = field(default_factory=dict)
     pool_history: dict[Where, States] = field(default_factory=dict)
+    counter_view: CounterView = field(default_factory=CounterView)
+    counters: dict[Where, Counter] = field(default_factory=dict)
+    counter_history: dict[Where, States] = field(default_factory=dict)
+    purses: Purses = field(default_factory=Purses)
     standing: set[tuple[int, int]] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)
     accepted: dict[str, Where] = field(default_factory=dict)
@@ -82,8 +92,10 @@ class Observer:
     def __call__(self, record: Record) -> None:
         self.records += 1
         try:
-            if record.topic == self.topic:
+            if record.topic == self.topics.conversations:
                 self._conversation(record)
+            elif record.topic == self.topics.limits:
+                self._limit(record)
             elif ".tools." in record.topic:
                 self._pool(record)
         except Exception as error:
@@ -124,6 +136,20 @@ class Observer:
         self.pool_states[_where(record)] = state
         self.pool_history.setdefault(_where(record), []).append((record.offset, state))
 
+    def _limit(self, record: Record) -> None:
+        where = _where(record)
+        counter = self.counters.get(where) or self.counter_view.initial(held_key(record.key).decode())
+        entry = self.reader.read(record)
+        match entry.event:
+            case ev.LimitAsked() as asked:
+                self.purses.asked(entry.key, asked, record.timestamp_ms)
+            case ev.LimitSettled() as settled:
+                self.purses.settled(settled)
+            case _:
+                pass
+        self.counters[where] = counter = self.counter_view.fold(counter, entry)
+        self.counter_history.setdefault(where, []).append((record.offset, counter))
+
     def _stands(self, before: Conversation, after: Conversation, entry: Entry) -> None:
         event = entry.event
         if entry.id in self.ids:
@@ -139,13 +165,18 @@ class Observer:
             case ev.CallJudged(decision="allow" | "amend"):
                 call = next(each for each in after.turn.calls if each.id == event.call) if after.turn else None
                 if call is not None:
-                    granted = Granted(entry.offset, call.name, event.safe, call.arguments)
+                    uses = tuple(use.reservation for use in event.limits)
+                    granted = Granted(entry.offset, call.name, event.safe, call.arguments, uses)
                     self.granted[f"{event.call}:x{event.execution}"] = granted
             case ev.ApprovalDecided(decision="approve" | "edit"):
                 sha256 = event.args_sha256 if event.arguments is None else sha256_of(event.arguments)
                 self.approved.setdefault(event.call, []).append((entry.offset, sha256))
             case ev.CallCompleted():
                 self.outcomes.setdefault(f"{event.call}:x{event.execution}", []).append(event)
+            case ev.LimitAnswered():
+                known = self.purses.taken.get(entry.id)
+                if known is None or known.granted is not event.granted:
+                    self.wrong.append(f"{entry.id} was answered {event.granted}, reckoned again it is {known}")
             case ev.CallResolved():
                 self.resolved.setdefault(f"{event.call}:x{event.execution}", []).append(event)
             case _:
@@ -213,6 +244,30 @@ class Observer:
                 if not happened and outcome.outcome == "ok":
                     self.wrong.append(f"{execution} did not run, and the log says it did")
 
+    def check_limits(self) -> None:
+        """What ran rests on what was granted and never given back; every reservation is settled, what turns spent said once."""
+        for start in self.starts:
+            granted = self.granted.get(start.execution)
+            if start.tool in LIMIT.tools and granted is not None and self.limited:
+                held = [self.purses.taken[id] for id in granted.reserved if id in self.purses.taken]
+                if len(held) != 1 or not held[0].counts:
+                    self.wrong.append(f"{start.execution} ran, and its reservation is {held}")
+        for call, outcomes in self.outcomes.items():
+            granted = self.granted.get(call)
+            for id in granted.reserved if granted is not None else ():
+                never = all(each.outcome in ("refused", "revoked", "abandoned") for each in outcomes)
+                if never and id in self.purses.taken and self.purses.taken[id].counts:
+                    self.wrong.append(f"{call} never ran, and {id} is not given back")
+        if left := self.purses.open():
+            self.wrong.append(f"nobody says what became of {left}")
+        for state in self.conversations.values():
+            for done in state.finished if self.day else ():
+                for finished in self.finished.get(done.intent, ()):
+                    id = f"{state.id}:t{done.turn}:budgets.day.tool_calls"
+                    told = self.purses.spent.get(id)
+                    if not done.intent.startswith("d-") and told != finished.spent.tool_calls:
+                        self.wrong.append(f"turn {done.turn} of {state.id} spent {finished.spent.tool_calls} calls, said was {told}")
+
     def _check_verdict(self, start: Start) -> None:
         granted = self.granted.get(start.execution)
         if granted is None or granted.offset >= start.offset:
@@ -227,10 +282,14 @@ class Observer:
                 self.wrong.append(f"{start.execution} paid {amount} and nobody approved these bytes")
 
     def check_states(
-        self, who: str, partition: int, states: Iterable[tuple[bytes, bytes]], *, pool: bool, below: int | None = None
+        self, who: str, partition: int, states: Iterable[tuple[bytes, bytes]], *, role: str, below: int | None = None
     ) -> None:
         """Every state somebody holds is the one that the log gives (`below`: of the records before that offset)."""
-        history, view = (self.pool_history, self.pool_view) if pool else (self.history, self.view)
+        history: dict[Where, States]
+        view: Any
+        history, view = {
+            "tools.main": (self.pool_history, self.pool_view), "limits": (self.counter_history, self.counter_view),
+        }.get(role, (self.history, self.view))
         for key, encoded in states:
             true: Any = view.initial(key.decode())
             for offset, state in reversed(history.get((partition, key), [])):

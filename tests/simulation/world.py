@@ -25,6 +25,7 @@ from crewline.conversation import Call, Conversation, sha256_of
 from crewline.engine import Engine, EngineOptions
 from crewline.events import header
 from crewline.guardrail.audit import AuditTrail, head_after
+from crewline.guardrail.keeper import LimitKeeper
 from crewline.guardrail.service import Guardrail
 from crewline.records import Entry, Reader, Scribe
 from crewline.seal import Keyring
@@ -43,7 +44,7 @@ QUIET_S = 45.0  # longer than any pause between two attempts
 END_S = 7_200.0
 STEPS_MAX = 60_000
 RECORDS_MAX = 3_000
-ROLES = ("worker", "guardrail", "pool")
+ROLES = ("worker", "guardrail", "pool", "limits")
 CALLS = ("look", "look", "note", "pay", "pay", "pay 250", "pay 2000", "slow", "boom", "move", "decline", "handoff",
          "delegate look 1", "delegate look 1,pay 7", "delegate pay 150")
 TROUBLE = ("crash", "pause", "restart", "rebalance", "store", "clock", "network", "forgery", "cancel", "repeat")
@@ -134,8 +135,10 @@ class Simulation:
         self.market_from_s = rng.choice([0.0, 0.0, 20.0])
         self.broker = Broker(self.loop, rng, self._bus_faults())
         self.store = StoreServer(self.loop, rng, StoreFaults(on="store" in self.trouble))
-        self.roster = roster_of(self, wall_s=rng.choice([60.0, 600.0]), guard_s=rng.choice([5.0, 30.0]))
-        self.policies = policies_of(approval_s=rng.choice([30.0, 900.0]))
+        # Limits cost records: half of the schedules have one, some a budget for the day.
+        limited, day = rng.random() < 0.5, rng.random() < 0.2
+        self.roster = roster_of(self, wall_s=rng.choice([60.0, 600.0]), guard_s=rng.choice([5.0, 30.0]), day=day)
+        self.policies = policies_of(approval_s=rng.choice([30.0, 900.0]), limited=limited)
         self.tools = tools_of(self)
         self.topics = self.roster.topics
         for spec in self.topics.specs(self.roster.pools, partitions=PARTITIONS):
@@ -144,8 +147,8 @@ class Simulation:
         self._pool_entries: dict[tuple[str, int, int], Entry | Exception] = {}
         self.pool_keys = KEYRING.for_pool("main")
         self.observer = Observer(
-            self.topics.conversations, CachedReader(KEYRING, self._entries), CachedReader(self.pool_keys, self._pool_entries),
-            self._person_is_needed,
+            self.topics, CachedReader(KEYRING, self._entries), CachedReader(self.pool_keys, self._pool_entries),
+            self._person_is_needed, limited=limited, day=day,
         )
         self.broker.observers += [self.observer, self._provoke]
         self.people = Scribe(KEYRING, source=CREW, now_ms=lambda: self.broker.now_ms)
@@ -229,6 +232,8 @@ class Simulation:
         elif name == "guardrail":
             audit = AuditTrail(scribe, clock_ms=clock_ms)
             role = Guardrail(self.roster, policies=self.policies, scribe=scribe, clock_ms=clock_ms, audit=audit)
+        elif name == "limits":
+            role = LimitKeeper(self.topics, scribe=scribe)
         else:
             role = machine.pool = ToolPool(
                 "main", self.tools, topics=self.topics, scribe=scribe, keyring=keys, bus=bus, clock_ms=clock_ms,
@@ -296,6 +301,7 @@ class Simulation:
         observer = self.observer
         observer.check_answers()
         observer.check_tools()
+        observer.check_limits()
         heads = [b""] * PARTITIONS
         for partition, log in enumerate(self.broker.logs[self.topics.conversations]):
             for record in log:
@@ -306,7 +312,7 @@ class Simulation:
                 continue
             for engine in machine.engines:
                 self._check_engine(machine, engine, heads, owned)
-        for role in ("worker", "guardrail", "tools.main"):
+        for role in ("worker", "guardrail", "tools.main", "limits"):
             for partition in range(PARTITIONS):
                 if owned.get((role, partition)) != 1:
                     observer.wrong.append(f"{role} partition {partition} has {owned.get((role, partition), 0)} owners")
@@ -315,7 +321,7 @@ class Simulation:
                 continue
             states = [(key, snapshot.state[2:]) for key, snapshot in stored.snapshots.items() if snapshot.frozen_at is None]
             observer.check_states(f"the store for {role} partition {partition} at {stored.mark.next_offset}", partition, states,
-                                  pool=role == "tools.main", below=stored.mark.next_offset)
+                                  role=role, below=stored.mark.next_offset)
 
     def _check_engine(
         self, machine: Machine, engine: Engine[Any], heads: list[bytes], owned: dict[tuple[str, int], int]
@@ -329,7 +335,7 @@ class Simulation:
             if part.next_offset != end:
                 self.observer.wrong.append(f"{who} is at {part.next_offset} of {end}")
             states = [(key, role.view.encode(held.state)) for key, held in part.keys.items()]
-            self.observer.check_states(who, partition, states, pool=role.name == "tools.main")
+            self.observer.check_states(who, partition, states, role=role.name)
             if role.name == "guardrail" and part.carry != heads[partition]:
                 self.observer.wrong.append(f"{who} has another audit chain")
         if engine._slots != engine._options.slots:
