@@ -27,6 +27,7 @@ from crewline.conversation import (
     turn_id,
     worker_pending,
 )
+from crewline.conversation.calls import call_of
 from crewline.engine import Acted, Effect
 from crewline.errors import BusError, CrewlineError, ModelError, RecordInvalid, RecordTooLarge, UnknownTopic
 from crewline.expressions import Expression
@@ -548,7 +549,9 @@ def _turn(state: Conversation) -> Turn:
 
 
 def _call(state: Conversation, id: str) -> Call:
-    return next(call for call in _turn(state).calls if call.id == id)
+    call = call_of(state, id)
+    assert call is not None
+    return call
 
 
 def _least(*bounds: Any) -> Any:

@@ -125,8 +125,8 @@ def fold(state: PoolState, entry: Entry, pool: str) -> PoolState:
 def _put(state: PoolState, place: Place, changed: Execution) -> PoolState:
     if place > state.place:
         return replace(state, place=place, executions=(changed,))
-    if any(each.id == changed.id for each in state.executions):
-        return replace(state, executions=tuple(changed if each.id == changed.id else each for each in state.executions))
+    if find(state, changed.id) is not None:
+        return replace(state, executions=tuple([changed if each.id == changed.id else each for each in state.executions]))
     kept = tuple(each for each in state.executions if each.call != changed.call)  # a lower execution is settled
     return replace(state, executions=(*kept, changed))
 
@@ -137,7 +137,10 @@ def _superseded(state: PoolState, event: Any) -> bool:
 
 def find(state: PoolState, id: str) -> Execution | None:
     """Return the execution of that id, or None."""
-    return next((each for each in state.executions if each.id == id), None)
+    for each in state.executions:
+        if each.id == id:
+            return each
+    return None
 
 
 def _requested(known: Execution, entry: Entry, event: ev.CallRequested) -> Execution:

@@ -15,7 +15,16 @@ from msgspec.structs import replace
 
 from crewline import events as ev
 from crewline.bus.base import Record
-from crewline.conversation.calls import GIVEN_UP, call_of, close, put, results_of, settle, within_budget
+from crewline.conversation.calls import (
+    GIVEN_UP,
+    all_closed,
+    call_of,
+    close,
+    put,
+    results_of,
+    settle,
+    within_budget,
+)
 from crewline.conversation.reserved import answered, settle_reserved
 from crewline.conversation.state import (
     Call,
@@ -393,7 +402,7 @@ def _turn_finished(state: Conversation, entry: Entry, event: ev.TurnFinished) ->
             if done.turn == event.turn and entry.id == f"{turn_id(state.id, done.turn)}:end":
                 return replace(state, again=tuple(other for other in state.again if other is not done))
         return None
-    if any(call.status != "closed" for call in turn.calls):
+    if not all_closed(turn.calls):
         return None
     done = Finished(turn.intent, turn.number, entry.offset)
     owed = None
@@ -416,12 +425,12 @@ def _turn_finished(state: Conversation, entry: Entry, event: ev.TurnFinished) ->
 
 def _kept(turn: Turn, event: ev.TurnFinished) -> tuple[ChatMessage, ...]:
     """What later turns see of a finished one: whole pairs of call and result, long outputs cut."""
-    messages = tuple(
+    messages = tuple([
         replace(message, text=message.text[:KEPT_TEXT_MAX] + " …[cut]")
         if message.role == "tool" and len(message.text) > KEPT_TEXT_MAX
         else message
         for message in (*turn.messages, *results_of(turn.calls))
-    )
+    ])
     if event.status == "done":
         return messages
     say = event.reason.say if event.reason else f"This turn was {event.status}."

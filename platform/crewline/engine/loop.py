@@ -223,6 +223,9 @@ class Engine(Ownership[S]):
         held.pending = False
         if held.begun or held.acked:
             self._end_others(held, [effect.id for effect in effects])
+        elif not effects:
+            held.failures = 0
+            return
         for effect in effects:
             if effect.id in held.acked:
                 continue

@@ -19,6 +19,7 @@ from typing import Any
 from crewline import events as ev
 from crewline.bus.base import Message, Record
 from crewline.conversation import Call, Conversation, ConversationView, guard_pending, sha256_of, step_id
+from crewline.conversation.calls import call_of
 from crewline.engine import Acted, Effect, View
 from crewline.errors import RecordInvalid, RecordTooLarge
 from crewline.guardrail import days
@@ -105,7 +106,7 @@ class Guardrail:
             return self._ask_for_turn(effect, state)
         if effect.kind == days.STOP:
             return self._stop_turn(effect, state)
-        call = next((call for call in state.turn.calls if call.id == effect.ref), None) if state.turn else None
+        call = call_of(state, effect.ref)
         if call is None:
             return ()
         if effect.kind == "approval_deadline":
