@@ -111,7 +111,7 @@ def header(printed: str, name: str) -> str:
 
 
 async def test_clients_held_back_by_a_quota_are_slower_and_lose_nothing(desk: Desk) -> None:
-    """The recipe of docs/kafka.md: a quota for a client id, here the crew's own, which a plain producer uses up."""
+    """The recipe of docs/plain-clients.md: a quota for a client id, here the crew's own, which a plain producer uses up."""
     topic, throttled = f"{desk.name}.flood", list[float]()
     await desk.running.bus.create_topics([TopicSpec(topic, 1)])
     quota = [
