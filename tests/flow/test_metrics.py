@@ -19,6 +19,7 @@ from crewline.errors import ModelError, StoreError, UsageError
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.seal import make_keys
 from crewline.telemetry import Telemetry
+from crewline.telemetry import page as page_module
 from crewline.telemetry.page import LOOPBACK
 from flow_bench import Bench, PlannedBrain, calls, say, until
 from prometheus_client.parser import text_string_to_metric_families
@@ -209,6 +210,25 @@ async def test_a_store_that_fails_is_counted_and_the_turn_goes_on(bench: Bench, 
         monkeypatch.setattr(store, "write", broken)
         await running.ask("hi", timeout=20)
         await until(lambda: page.value("crewline_store_errors_total", role="worker"))
+
+
+async def test_a_log_that_does_not_answer_leaves_the_lag_out_and_the_rest_is_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "LOOK_S_MAX", 0.2)
+    async with shown(bench.crew({"desk": PlannedBrain(say("hi"))}, [look_up]), bench) as (running, page):
+        assert await page.value("crewline_lag_records", group="demo.worker", partition="0") == 0
+
+        async def never(_: str) -> Any:
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as away:
+            away.setattr(running.bus, "offsets", never)
+            names = {name for name, _ in await page.samples()}
+            assert await page.value("crewline_bus_up", crew="demo") == 0
+        assert names >= {"crewline_bus_up", "crewline_turns_open", "crewline_effects_running"}
+        assert not names & {"crewline_lag_records", "crewline_lag_seconds"}
+        assert await page.value("crewline_bus_up", crew="demo") == 1
 
 
 async def test_some_metrics_alone_may_be_asked_for(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -273,35 +274,41 @@ def collector() -> Iterator[Collector]:
     collector.server.server_close()
 
 
-def _read_until_ready(process: Any) -> None:
+def _read_until_ready(process: Any) -> str:
+    """Read what a role says until it is up; return the address of its metrics."""
     said = []
     for line in process.stderr:
         said.append(line)
         if line.startswith("ask it"):
-            return
+            return next(line.split()[1] for line in said if line.startswith("metrics"))
     raise AssertionError("".join(said))
+
+
+def _turns_on(page: str) -> list[str]:
+    with urllib.request.urlopen(page, timeout=10) as answer:
+        return [line.split()[-1] for line in answer.read().decode().splitlines() if line.startswith("crewline_turns_total")]
 
 
 async def test_roles_in_processes_of_their_own_draw_one_trace(
     tmp_path: Path, collector: Collector, kafka_address: str
 ) -> None:
-    """And `runs show` draws the same tree in the terminal, from the same records."""
+    """`runs show` draws the same tree in the terminal, from the same records; the worker's page has the turn."""
     name = f"traces-{uuid.uuid4().hex[:8]}"
     file = write_crew(tmp_path)
     file.write_text(file.read_text().replace("name: till", f"name: {name}"))
     assert crewline(tmp_path, "keys", "init", "keys").returncode == 0
     place = ("--bus", kafka_address, "--keys", "keys")
-    roles = [start(tmp_path, "up", "--only", role, *place, "--state", role, environment=collector.environment)
-             for role in ("worker", "guardrail", "tools")]
+    roles = [start(tmp_path, "up", "--only", role, "--metrics", ":0", *place, "--state", role,
+                   environment=collector.environment) for role in ("worker", "guardrail", "tools")]
     try:
-        for role in roles:
-            await asyncio.to_thread(_read_until_ready, role)
+        pages = [await asyncio.to_thread(_read_until_ready, role) for role in roles]
         asked = await asyncio.to_thread(crewline, tmp_path, *place, "run", name, "what is there?", "--agent", "clerk")
         assert asked.returncode == 0, asked.stderr
         shown = await asyncio.to_thread(crewline, tmp_path, *place, "--crew", name, "runs", "show", "last")
         assert shown.returncode == 0, shown.stderr
         await until(lambda: "turn clerk" in {span.name for _, span in collector.spans}, seconds=30)
         await until(lambda: len(collector.spans) >= 6, seconds=30)
+        counted = [await asyncio.to_thread(_turns_on, page) for page in pages]
     finally:
         for role in roles:
             role.terminate()
@@ -316,6 +323,7 @@ async def test_roles_in_processes_of_their_own_draw_one_trace(
         (f"{name}.worker", "step clerk"),
         (f"{name}.worker", "turn clerk"),
     ]
+    assert counted == [["1.0"], [], []], "the worker counts it, and nobody else"
     assert len({span.trace_id for _, span in collector.spans}) == 1
     ids = {span.span_id for _, span in collector.spans}
     assert [span.name for _, span in collector.spans if span.parent_span_id not in ids] == ["turn clerk"]

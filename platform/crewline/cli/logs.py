@@ -12,6 +12,8 @@ import msgspec
 from crewline.cli.settings import Settings
 from crewline.cli.text import clean
 
+ROLES = ("worker", "guardrail", "limits", "triggers", "market")
+
 
 def set_up(settings: Settings, *, tracebacks: bool) -> None:
     """Show warnings (with --verbose everything of ours, with --quiet errors alone).
@@ -85,4 +87,4 @@ def _role_of_task() -> str:
     except RuntimeError:  # no loop in this thread
         return ""
     name = task.get_name() if task is not None else ""
-    return name if name in ("worker", "guardrail", "triggers", "market") or name.startswith("tools.") else ""
+    return name if name in ROLES or name.startswith("tools.") else ""

@@ -21,6 +21,7 @@ from crewline.telemetry.instruments import Instruments
 from crewline.telemetry.spells import Kind, Spell
 
 M = TypeVar("M", Counter, Histogram)
+IN_CONVERSATIONS = ("worker", "guardrail")  # there a rejection is a record of its own, with a code
 OTHER = "other"  # what is not in the crew file: models and outsiders make names up, and each would be a series
 _EFFECTS: dict[Kind, str] = {
     "queue": "queue", "attempt": "model", "judgement": "judgement", "person": "person", "execution": "call",
@@ -57,7 +58,7 @@ class Counting:
                 self._of(to.store_errors, self._role).inc()
             case "store_rebuilt":
                 self._of(to.store_rebuilds, self._role).inc()
-            case "record_rejected" if self._role.startswith("tools."):  # in conversations the worker says so, with a code
+            case "record_rejected" if self._role not in IN_CONVERSATIONS:
                 self._of(to.rejected, self._role, "record.invalid").inc()
 
     def count(self, spells: Sequence[Spell], entry: Entry) -> None:

@@ -75,11 +75,9 @@ class Gauges:
         for source in self.sources:
             self._states(source)
             self._resent(source)
-            up = True
             for role, engine in source.engines.items():
                 to.running.labels(source.crew, role).set(engine.in_flight())
-                up = await self._lag(source, role, engine) and up
-            to.bus_up.labels(source.crew).set(int(up))
+        await asyncio.gather(*map(self._lags, self.sources))
 
     def _states(self, source: Source) -> None:
         worker = source.engines.get("worker")
@@ -105,6 +103,11 @@ class Gauges:
         counter = self._to.batches_resent.labels(source.crew)
         counter.inc(max(0, resent - self._known_resent.get(source.crew, 0)))
         self._known_resent[source.crew] = resent
+
+    async def _lags(self, source: Source) -> None:
+        """Ask the log for all roles at once: if it is away, they wait for it together."""
+        answers = await asyncio.gather(*(self._lag(source, role, engine) for role, engine in source.engines.items()))
+        self._to.bus_up.labels(source.crew).set(int(all(answers)))
 
     async def _lag(self, source: Source, role: str, engine: Engine[Any]) -> bool:
         """Set how far an engine is behind in the partitions it owns; return whether the log could be asked."""

@@ -80,7 +80,8 @@ class Watch:
         if counts is not None:
             counts.count(spells, entry)
         if self._draws is not None and spells and (turn := before.turn or after.turn) is not None:
-            reply_to = turn.asked.reply_to.effect if turn.asked.reply_to is not None else ""
+            to = turn.asked.reply_to
+            reply_to = to.effect if to is not None and turn.asked.origin.kind != "trigger" else ""  # a trigger draws nothing
             self._draws.draw(spells, after.id, turn.trace, entry.event, reply_to=reply_to)
 
     def noted(self, what: Noted) -> None:
