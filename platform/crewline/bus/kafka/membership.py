@@ -67,8 +67,12 @@ class Membership:
         # aiokafka offers no other way to have it use a client of ours; its own was not connected yet.
         self._client._client = BrokerClient(options, client_id=member, request_s_max=options.member_request_s_max)
         self._client.subscribe([topic], listener=_Listener(rebalancing))
-        self._starting: asyncio.Future[None] = asyncio.ensure_future(self._client.start())
+        self._starting: asyncio.Future[None] = asyncio.ensure_future(self._start())
         self._heard = False
+
+    async def _start(self) -> None:
+        await self._client.start()
+        await self._client._fetcher.close()  # it would only look, five times a second, for something to do
 
     # --- is it up? -----------------------------------------------------------------------------
 
@@ -114,7 +118,7 @@ class Membership:
     def _take_up(self, partitions: Sequence[int]) -> None:
         for number in partitions:
             tp = TopicPartition(self.topic, number)
-            self._client.pause(tp)  # its own fetcher has nothing to do
+            self._client.pause(tp)  # until it is closed, its own fetcher has nothing to do
             self._client._subscription.seek(tp, 0)  # nor to look for offsets that the group committed
         self._given(partitions)
 
