@@ -171,9 +171,15 @@ def test_the_production_overlay_passes() -> None:
         ("guardrails:\n", "guardrails:\n  budgets: {run: {cost_usd: 1}}\n", "models.default: 'guardrails.budgets.run.cost_usd' needs this model's prices"),
         ("guardrails:\n", "guardrails:\n  facts: {f: {tool: lok}}\n", "guardrails.facts.f.tool: tool 'lok' is not defined; did you mean 'look'?"),
         ("guardrails:\n", "guardrails:\n  facts: {f: {tool: look, args: {a: facts.x}}}\n", "guardrails.facts.f.args.a: unknown name 'facts'"),
-        ("models:\n", "bus: {kind: kafka, bootstrap_servers: x, keys: k}\nmodels:\n", "bus: Kafka without TLS sends everything readable"),
-        ("models:\n", "bus: {kind: kafka, bootstrap_servers: x, plaintext: true}\nmodels:\n", "bus: 'keys' is missing"),
-        ("models:\n", "bus: {kind: kafka, bootstrap_servers: x, keys: k, tls: {}, plaintext: true}\nmodels:\n", "bus.plaintext: 'plaintext: true' and 'tls' contradict each other"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k}\nmodels:\n", "bus: Kafka without TLS sends everything readable"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', plaintext: true}\nmodels:\n", "bus: 'keys' is missing"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, tls: {}, plaintext: true}\nmodels:\n", "bus.plaintext: 'plaintext: true' and 'tls' contradict each other"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1,y', keys: k, tls: {}}\nmodels:\n", "bus.bootstrap_servers: 'x:1,y': expected HOST:PORT"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, tls: {key_file: f}}\nmodels:\n", "bus.tls.key_file: 'key_file' goes with 'cert_file'"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, plaintext: true, sasl: {mechanism: PLAIN, username: u, password: '${P}'}}\nmodels:\n", "warning: bus.sasl.mechanism: PLAIN without TLS sends the password readable"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, tls: {}, sasl: {mechanism: OAUTHBEARER, username: u, token: 'm:f'}}\nmodels:\n", "bus.sasl.username: field 'username' does not go with what the others here say"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, tls: {}, sasl: {mechanism: SCRAM-SHA-1, username: u, password: '${P}'}}\nmodels:\n", "bus.sasl.mechanism: got 'SCRAM-SHA-1', expected 'PLAIN', 'SCRAM-SHA-256', 'SCRAM-SHA-512' or 'OAUTHBEARER'"),
+        ("models:\n", "bus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, tls: {}, sasl: {mechanism: PLAIN, username: u, password: geheim}}\nmodels:\n", "bus.sasl.password: a secret must be a reference"),
         ("models:\n", "models:\n  offline: {provider: openai, model: m}\n", "models.offline: 'offline' must have 'provider: scripted'"),
         ("models:\n", "models:\n  offline: {provider: scripted, script: no.yaml}\n", "warning: models.offline.script: there is no file 'no.yaml'"),
         ("models:\n", "memory: {store: redis}\nmodels:\n", "memory: 'store: redis' needs 'url: ${REDIS_URL}'"),
@@ -220,7 +226,7 @@ def test_a_trigger_that_cannot_work_is_said(check: Check, rest: str, line: str) 
 def test_what_is_right_is_not_complained_about(check: Check) -> None:
     text = SMALL.replace("b: {role: r", "b: {delegates: ['other:x.y'], handoffs: [a], role: r")
     text += TRIGGER % "intent: 'other:x.y', window: {kind: tumbling, size: 1m}, aggregate: {n: count()}, when: n > 3, input: {f: window.start}"
-    text += "console: {host: 127.0.0.2}\nbus: {kind: kafka, bootstrap_servers: x, keys: k, plaintext: true}\n"
+    text += "console: {host: 127.0.0.2}\nbus: {kind: kafka, bootstrap_servers: 'x:1', keys: k, plaintext: true}\n"
     assert check(text) == []
 
 

@@ -6,6 +6,7 @@ import ipaddress
 
 from crewline.crews.known import Known
 from crewline.crews.view import View
+from crewline.errors import UsageError
 
 
 def check_where(known: Known) -> None:
@@ -26,6 +27,24 @@ def _check_bus(bus: View) -> None:
         bus["plaintext"].say("'plaintext: true' and 'tls' contradict each other; leave one out", at=bus["plaintext"].key)
     if not bus["keys"].there:
         bus.say("'keys' is missing: the folder of the seal keys, made by 'crewline keys init'", at=bus.key)
+    _check_servers(bus["bootstrap_servers"])
+    if plaintext and bus["sasl"]["mechanism"].says("PLAIN"):
+        say = "PLAIN without TLS sends the password readable; set 'tls: {ca_file: …}', or use SCRAM-SHA-512"
+        bus["sasl"]["mechanism"].say(say, severity="warning")
+    for name in ("key_file", "key_password"):
+        if bus["tls"][name].there and not bus["tls"]["cert_file"].there:
+            bus["tls"][name].say(f"'{name}' goes with 'cert_file'", at=bus["tls"][name].key)
+
+
+def _check_servers(servers: View) -> None:
+    # Here, for who has no Kafka: it brings TLS along.
+    from crewline.bus.kafka.options import PREFIX, parse_address
+
+    try:
+        if servers.text is not None:
+            parse_address(PREFIX + servers.text)
+    except UsageError:
+        servers.say(f"{servers.text!r}: expected HOST:PORT, or several with commas between")
 
 
 def _check_models(known: Known) -> None:

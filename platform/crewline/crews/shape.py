@@ -110,7 +110,10 @@ def _below(node: Node, part: str | int) -> Node | None:
 def _say(kind: str, path: Path, node: Node, context: dict[str, Any], message: str) -> str:
     name = str(path[-1]) if path else ""
     if kind == "extra_forbidden":
-        return f"unknown field {name!r}{did_you_mean(name, _fields(path[:-1]))}"
+        fields = _fields(path[:-1])
+        if name in fields:  # of another variant: another `kind`, `provider`, `mechanism`
+            return f"field {name!r} does not go with what the others here say"
+        return f"unknown field {name!r}{did_you_mean(name, fields)}"
     if kind == "union_tag_invalid":
         return _expected(node, [tag.strip(" '") for tag in context["expected_tags"].split(",")])
     if kind == "literal_error":

@@ -44,7 +44,7 @@ def tls_context(
             # A password is always passed: without one OpenSSL asks for it on the terminal.
             context.load_cert_chain(cert_file, key_file, lambda: key_password or "")
         except ssl.SSLError as error:
-            raise UsageError(f"tls.cert_file {cert_file}{_with(key_file)}: {_why_no_chain(error)}") from None
+            raise UsageError(f"tls.cert_file {cert_file}{_with(key_file)}: {_why_no_chain(error, key_file or cert_file)}") from None
     return context
 
 
@@ -60,10 +60,10 @@ def _with(key_file: str | None) -> str:
     return f" with key_file {key_file}" if key_file is not None else ""
 
 
-def _why_no_chain(error: ssl.SSLError) -> str:
+def _why_no_chain(error: ssl.SSLError, key_file: str) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return "the key does not belong to the certificate"
-    if error.reason in ("BAD_DECRYPT", "BAD_PASSWORD_READ"):
+    if b"ENCRYPTED" in Path(key_file).read_bytes():  # OpenSSL gives no reason
         return "the key is locked, and `key_password` does not open it"
     return "they hold no certificate with its private key (PEM)"
 
