@@ -149,6 +149,19 @@ async def test_whoever_waits_for_a_person_is_seen_and_unknown_calls_are_counted(
         assert await page.value("crewline_calls_total", tool="pay", outcome="unknown") == 1
 
 
+async def test_after_a_restart_a_held_call_is_still_seen(bench: Bench) -> None:
+    brain = PlannedBrain(calls(("pay", '{"amount": 60}')), say("done"))
+    crew = bench.crew({"desk": brain}, [pay], policies=HOLD)
+    async with crew.up(state=bench.state) as running:
+        await running.client.publish("pay", agent="desk")
+        await until(running.client.open_calls)
+    async with shown(crew, bench) as (running, page):
+        assert await page.value("crewline_calls_held", crew="demo") == 1
+        await running.deny((await running.client.open_calls())[0].id, by="leads/ann")
+        await until(lambda: page.value("crewline_turns_total", outcome="done"))
+        assert await page.value("crewline_calls_held", crew="demo") == 0
+
+
 async def test_names_that_a_model_makes_up_are_one_series(bench: Bench) -> None:
     brain = PlannedBrain(calls(("made_up", "{}"), ("invented", "{}")), say("sorry"))
     async with shown(bench.crew({"desk": brain}, [look_up]), bench) as (running, page):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -14,6 +15,8 @@ CLOSE_S_MAX = 3.0
 
 def over_http() -> SpanProcessor:
     """Return what sends spans by OTLP, from a thread of its own. An endpoint that is away loses spans, nothing else."""
+    # A line for each batch that is lost, not for each attempt to send it.
+    logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.ERROR)
     return BatchSpanProcessor(OTLPSpanExporter())
 
 

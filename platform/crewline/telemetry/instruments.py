@@ -64,6 +64,7 @@ class Instruments:
 
         # Read when the page is asked for.
         self.open_turns = gauge("crewline_turns_open", "Turns under way, by status.", "status")
+        self.held = gauge("crewline_calls_held", "Calls that wait for a person's approval, as the guardrail knows them.")
         self.queued = gauge("crewline_intents_queued", "Intents that wait for their turn.")
         self.parked_now = gauge("crewline_conversations_parked_now", "Parked conversations in memory.")
         self.running = gauge("crewline_effects_running", "Effects that run now.", "role")

@@ -70,16 +70,18 @@ class Gauges:
     async def look(self) -> None:
         """Set every gauge anew. A log that does not answer leaves its lag out: no number is better than an old one."""
         to = self._to
-        for metric in (to.open_turns, to.queued, to.parked_now, to.running, to.lag_records, to.lag_seconds, to.bus_up):
+        read = (to.open_turns, to.held, to.queued, to.parked_now, to.running, to.lag_records, to.lag_seconds, to.bus_up)
+        for metric in read:
             metric.clear()
         for source in self.sources:
-            self._states(source)
+            self._turns(source)
+            self._held(source)
             self._resent(source)
             for role, engine in source.engines.items():
                 to.running.labels(source.crew, role).set(engine.in_flight())
         await asyncio.gather(*map(self._lags, self.sources))
 
-    def _states(self, source: Source) -> None:
+    def _turns(self, source: Source) -> None:
         worker = source.engines.get("worker")
         if worker is None:
             return
@@ -96,6 +98,15 @@ class Gauges:
             self._to.open_turns.labels(source.crew, status).set(number)
         self._to.queued.labels(source.crew).set(queued)
         self._to.parked_now.labels(source.crew).set(parked)
+
+    def _held(self, source: Source) -> None:
+        guardrail = source.engines.get("guardrail")
+        if guardrail is None:
+            return
+        # It keeps every held call in mind, since each has a deadline; a worker may have put such a turn away.
+        turns = [state.turn for state in guardrail.states() if state.turn is not None]
+        held = sum(call.status == "held" for turn in turns for call in turn.calls)
+        self._to.held.labels(source.crew).set(held)
 
     def _resent(self, source: Source) -> None:
         # The embedded log has no producer that could send again.
