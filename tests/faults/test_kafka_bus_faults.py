@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.structs import TopicPartition
 from crewline.bus import Batch, Message, Record
@@ -293,6 +294,29 @@ async def bus_knows(bus: KafkaBus, topic: str) -> bool:
         return bool(await bus.partitions(topic))
     except UnknownTopic:
         return False
+
+
+async def test_what_others_wrote_in_a_transaction_is_read_once_it_is_committed(
+    three: Cluster, bus: KafkaBus, topic: str
+) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=three.address.removeprefix("kafka://"), transactional_id=topic)
+    await producer.start()
+    tail = await bus.tail(topic, {0: 0})
+    for value, end in ((b"aborted", producer.abort_transaction), (b"committed", producer.commit_transaction)):
+        await producer.begin_transaction()
+        await (await producer.send(topic, value, b"k", partition=0))
+        await end()
+    await producer.stop()
+    await bus.append([Message(topic, b"k", b"ours", partition=0)])
+
+    seen: list[tuple[int, bytes | None]] = []
+    async with asyncio.timeout(20):
+        while len(seen) < 2:
+            seen += [(record.offset, record.value) for batch in await tail.poll(1.0) for record in batch.records]
+    assert seen == [(2, b"committed"), (4, b"ours")]  # 1 and 3 are the markers
+    batch = await bus.read(topic, 0, 0)
+    assert [(record.offset, record.value) for record in batch.records] == seen
+    assert (batch.next_offset, batch.end) == (5, 5)
 
 
 # --- its own tasks, connections and numbers ------------------------------------------------------

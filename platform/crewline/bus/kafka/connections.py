@@ -39,6 +39,12 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
         self._how = options.connection() | named
         self._locks: dict[tuple[Any, Any], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._followed: Counter[str] = Counter()
+        self.heard_at = 0.0  # when a broker answered last, by the loop's clock
+
+    async def send(self, node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
+        answer = await super().send(node_id, request, group=group)
+        self.heard_at = self._loop.time()
+        return answer
 
     def follow(self, topics: Collection[str]) -> None:
         """Keep what is known of `topics` up to date, from the next update on."""

@@ -45,7 +45,7 @@ class Producer:
         self._bytes = 0  # of them
         self._look: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._probed_at = self._acknowledged_at = 0.0
+        self._probed_at = 0.0
         self._away: BusError | None = None  # what the last probe said, if nobody answered
         self._closed = False
 
@@ -160,14 +160,14 @@ class Producer:
             await probe(self._options)
             self._away = None
         except BusError as error:
-            if self._acknowledged_at < began:  # else it is only slow, or we are
+            if self._wire.client.heard_at < began:  # else it is only slow, or we are
                 self._away = error
         finally:
             self._probed_at = self._loop.time()
             self._probing = None
 
     def _acknowledged(self) -> None:
-        self._acknowledged_at, self._away = self._loop.time(), None
+        self._away = None
 
     def _refused(self, error: BusError) -> None:
         self._give_up(self._loop.time(), error)
