@@ -50,7 +50,7 @@ def _is_counted_elsewhere(turn: Turn, crew: str) -> bool:
 
 def ask(reservation: str, what: str, most: float) -> Ask:
     """Return the ask of a turn for `what` (`cost_usd`, `tokens`, `tool_calls`, `wall_time`), of `most` a day."""
-    return Ask(reservation, DAY + what, DAY + what, 0.0, most, _WINDOW_S, "reserve")
+    return Ask(reservation, DAY + what, DAY + what, 0.0, float(most), _WINDOW_S, "reserve")
 
 
 def told(state: Conversation, turn: Turn) -> str:

@@ -90,9 +90,10 @@ class WindowLimit:
         rule = self.rule
         key = rule.name if self.key is None else _counter_key(rule.name, self.key.evaluate(values))
         amount = 1.0 if self.sum is None else _amount(self.sum.evaluate(values))
-        asked = f"{key}\n{amount!r}\n{rule.max!r}\n{rule.window_s!r}\n{take}"
+        most, window_s = float(rule.max), float(rule.window_s)
+        asked = f"{key}\n{amount!r}\n{most!r}\n{window_s!r}\n{take}"
         digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
-        return Ask(f"{judgement_id}:{rule.name}:{digest}", key, rule.name, amount, rule.max, rule.window_s, take)
+        return Ask(f"{judgement_id}:{rule.name}:{digest}", key, rule.name, amount, most, window_s, take)
 
 
 def told(limit: WindowLimit, answer: ev.LimitAnswered) -> ev.Reason:
