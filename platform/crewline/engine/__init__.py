@@ -15,7 +15,8 @@ when it is the next one to fold. Three rules carry the rest:
 base.py       what an engine is given (View, Role, Effect, EngineOptions), and who may watch it (Observer)
 ownership.py  what it means to own partitions: take over, fold, write back
 collector.py  the garbage collector, set for such a process
-loop.py       Engine: poll, derive effects, run them, append, keep timers
+outbox.py     appending what effects led to, until it is acknowledged
+loop.py       Engine: poll, derive effects, run them, keep timers
 """
 
 from crewline.engine.base import Acted as Acted

@@ -1,4 +1,4 @@
-"""The loop: poll, fold, derive effects, run them, append what they lead to, keep timers."""
+"""The loop: poll, fold, derive effects, run them, keep timers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 from crewline_memory.base import MemoryStore
 
-from crewline.bus.base import Batch, Bus, Consumer, Message, Position
+from crewline.bus.base import Batch, Bus, Consumer, Message
 from crewline.crashpoints import reach
 from crewline.engine import collector
 from crewline.engine.base import Effect, EngineOptions, Role, S
-from crewline.engine.ownership import Key, Ownership, Part
-from crewline.errors import BusError, RecordTooLarge, StoreError, UnknownTopic
+from crewline.engine.outbox import Outbox
+from crewline.engine.ownership import Key, Part
+from crewline.errors import BusError, StoreError
 from crewline.records import Reader
 
 log = logging.getLogger("crewline.engine")
@@ -25,11 +26,8 @@ log = logging.getLogger("crewline.engine")
 JOIN_POLL_S = 0.02  # how long the first poll waits while not everything owned is folded; then ever longer
 _TIMERS_MIN = 1_024  # below that, dead timers are left where they are
 
-# What effects led to: whose they are (None: nobody's, a partition's), and the records.
-_Outbox = Sequence[tuple[Part[Any] | None, bytes, Effect | None, Sequence[Message]]]
 
-
-class Engine(Ownership[S]):
+class Engine(Outbox[S]):
     """One member of a role's group. `run` until `stop`; then everything it owned is handed over.
 
     Args:
@@ -60,9 +58,6 @@ class Engine(Ownership[S]):
         self._sequence = 0
         self._slots = options.slots
         self._waiting: deque[tuple[Part[S], bytes, Effect]] = deque()
-        self._outbox: list[tuple[Part[S], bytes, Effect, Sequence[Message]]] = []
-        self._sending = False
-        self._sends: set[asyncio.Future[Any]] = set()
         self._polling: asyncio.Task[Any] | None = None
         self._join_poll_s = JOIN_POLL_S
         self._ready = asyncio.Event()
@@ -364,103 +359,3 @@ class Engine(Ownership[S]):
                 self._act(part, raw, part.keys[raw], effect)
         self._arm()
         self._send()
-
-    # --- appending -----------------------------------------------------------------------------
-
-    def _send_soon(self) -> None:
-        """Send at the end of this pass of the loop: what ends in the same pass goes into one append."""
-        if not self._sending:
-            self._sending = True
-            asyncio.get_running_loop().call_soon(self._send)
-
-    def _send(self) -> None:
-        self._sending = False
-        if self._outbox:
-            outbox, self._outbox = self._outbox, []
-            self._append(outbox)
-
-    def _append(self, outbox: _Outbox) -> None:
-        """Append what effects led to; note where it stands when it is acknowledged. No task, unless it fails."""
-        messages = [message for *_, acted in outbox for message in acted]
-        if not messages:
-            self._appended(outbox, ())
-            return
-        append = asyncio.ensure_future(self._bus.append(messages))
-        self._sends.add(append)
-        append.add_done_callback(lambda append: self._acknowledged(outbox, append))
-
-    def _acknowledged(self, outbox: _Outbox, append: asyncio.Future[list[Position]]) -> None:
-        self._sends.discard(append)
-        if append.cancelled():
-            return
-        error = append.exception()
-        if error is None:
-            self._appended(outbox, append.result())
-        else:
-            self._spawn(self._append_again(outbox, error))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
-
-    async def _append_again(self, outbox: _Outbox, error: BaseException) -> None:
-        """Append the same records again until they are acknowledged."""
-        failures = 0
-        while True:
-            failures += 1
-            if isinstance(error, UnknownTopic | RecordTooLarge):
-                if len(outbox) > 1:  # nothing was written; only the one at fault may wait
-                    for item in outbox:
-                        self._append([item])
-                    return
-                self._note("append_failed")
-                log.error("%s: %s", self.role.name, error)
-                await asyncio.sleep(self._backoff(failures))
-                outbox = [item for item in outbox if self._is_wanted(*item[:3])]
-            elif isinstance(error, BusError):
-                self._note("append_failed")
-                log.warning("%s: append failed: %s; trying again", self.role.name, error)
-                await asyncio.sleep(self._backoff(failures))
-            else:
-                raise error
-            if not outbox:
-                return
-            try:
-                positions = await self._bus.append([message for *_, acted in outbox for message in acted])
-            except BusError as again:
-                error = again
-            else:
-                self._appended(outbox, positions)
-                return
-
-    def _appended(self, outbox: _Outbox, positions: Sequence[Position]) -> None:
-        reach(f"{self.role.name}.after_append")
-        index = 0
-        for part, raw, effect, acted in outbox:
-            stood = positions[index : index + len(acted)]
-            index += len(acted)
-            held = part.keys.get(raw) if part is not None else None
-            if part is None or held is None or effect is None or effect.id not in held.begun:
-                continue
-            if effect.owed:
-                held.acked.add(effect.id)
-                held.begun[effect.id] = -1
-                part.changed[raw] = None
-                part.dirty[raw] = None
-                continue
-            own = [position.offset for position in stood if position.topic == self.role.topic
-                   and position.partition == part.partition]
-            if own:
-                held.begun[effect.id] = max(own)
-                part.dirty[raw] = None
-            elif not acted:
-                # Nothing to do now (for example nobody offers the capability): asked again by `reconsider`.
-                del held.begun[effect.id]
-
-    def _is_wanted(self, part: Part[S] | None, raw: bytes, effect: Effect | None) -> bool:
-        """Whether what cannot be appended is still owed. (What may have been appended is repeated in any case.)"""
-        if part is None or effect is None or self._parts.get(part.partition) is not part:
-            return False
-        held = part.keys.get(raw)
-        return held is not None and effect.id in held.begun
