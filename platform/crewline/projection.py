@@ -15,6 +15,7 @@ import msgspec
 from crewline import events as ev
 from crewline.bus.base import Bus, Record
 from crewline.conversation import Call, Conversation, reject, status_of, take, turn_id
+from crewline.conversation.state import Queued
 from crewline.errors import RecordInvalid, UnknownEvent
 from crewline.records import Entry, Reader, held_key
 from crewline.seal import Keyring
@@ -102,6 +103,12 @@ class OpenCall:
         return self.call.edited if self.call.edited is not None else self.call.arguments
 
 
+def is_part(queued: Queued) -> bool:
+    """Return whether an intent is a part of a run that began elsewhere: delegated, or one of a trigger's scatter."""
+    asked = queued.intent
+    return asked.reply_to is not None and not (asked.origin.kind == "trigger" and queued.id == queued.run)
+
+
 class Projection:
     """States and turns of one crew's conversations, as far as it has read.
 
@@ -162,7 +169,7 @@ class Projection:
             text = asked.input if isinstance(asked.input, str) else msgspec.json.encode(asked.input).decode()
             self.turns[entry.id] = TurnSummary(
                 after.id, event.turn, event.intent, queued.run, event.crew_version, event.agent, text, asked.user,
-                "working", queued.at_ms, agents=[event.agent], delegated=asked.reply_to is not None,
+                "working", queued.at_ms, agents=[event.agent], delegated=is_part(queued),
             )
             return
         number = event.turn if isinstance(event, ev.TurnFinished) else (after.turn or before.turn or _NONE).number

@@ -15,6 +15,7 @@ import pytest
 from crewline import events as ev
 from crewline.bus import Bus, Message, Record
 from crewline.bus.opening import open_address
+from crewline.cli.runs import runs_of
 from crewline.crews.running import Crew, Running
 from crewline.errors import UsageError
 from crewline.roster import Roster
@@ -147,9 +148,8 @@ async def has_finished(running: Running, count: int) -> list[ev.TurnFinished]:
 
 
 def role_of(running: Running) -> Triggers:
-    role = running.engines["triggers"].role
-    assert isinstance(role, Triggers)
-    return role
+    assert running.triggers is not None
+    return running.triggers
 
 
 async def settled(running: Running) -> None:
@@ -352,6 +352,7 @@ async def test_a_scatters_answers_come_together_in_one_intent(world: World) -> N
         await until(lambda: officer.asked, seconds=30.0)
         await settled(running)
         published = await intents(running)
+        runs = runs_of(await running.client.projection())
 
     (gathered,) = [intent for (intent,) in published.values() if intent.capability == "desk.do"]
     assert gathered.input == {
@@ -360,6 +361,8 @@ async def test_a_scatters_answers_come_together_in_one_intent(world: World) -> N
     }
     assert [each.capability for each in gathered.gathered] == ["fraud.do", "trend.do", "law.do"]
     assert officer.asked[0].conversation == "c-1"
+    (run,) = runs
+    assert (run["status"], sorted(run["agents"])) == ("done", ["desk", "fraud", "law", "trend"]), "a firing is one run"
 
 
 @pytest.mark.parametrize(("wait_for", "found"), [("any", 1), ("majority", 2)])

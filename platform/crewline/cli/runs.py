@@ -66,6 +66,8 @@ async def _list(settings: Settings, out: Output, status: str | None, since_ms: i
 
 def runs_of(projection: Projection) -> list[dict[str, Any]]:
     """Return every run as a document, newest first; intents that wait for their turn among them."""
+    from crewline.projection import is_part
+
     now_ms = int(time.time() * 1000)
     tops = [turn for turn in projection.turns.values() if not turn.delegated]
     parts: dict[str, list[TurnSummary]] = {}
@@ -74,7 +76,7 @@ def runs_of(projection: Projection) -> list[dict[str, Any]]:
     runs = [_run(turn, parts[turn.run], projection.states[turn.conversation], now_ms) for turn in tops]
     for state, intent in projection.queued():
         queued = next(each for each in state.queue if each.id == intent)
-        if queued.intent.reply_to is None:
+        if not is_part(queued):
             asked = queued.intent
             runs.append({
                 "run": queued.run, "conversation": state.id, "turn": None, "status": "queued",

@@ -59,6 +59,7 @@ class Watch:
         self._draws = draws
         self._clock_ms = clock_ms
         self._spells = Spells()
+        self._complains = True
 
     def folded(self, before: Any, after: Any, entry: Entry, *, live: bool) -> None:
         if after is before or not (live or entry.at_ms > self._clock_ms() - REDRAWN_MS):
@@ -69,8 +70,11 @@ class Watch:
             elif self._draws is not None:
                 origin = from_outside(header(entry.record.headers, HEADER), entry.run, entry.id)
                 self._draws.draw(of_pool(before, entry), entry.key, origin, entry.event)
-        except Exception:  # a bug of what only watches must not stop what works
-            log.exception("%s: what happened at %s@%d is not told", self._role, entry.record.topic, entry.offset)
+        except Exception:  # a bug of what only watches must not stop what works, nor fill the log
+            level = logging.ERROR if self._complains else logging.DEBUG
+            self._complains = False
+            where = f"{entry.record.topic} partition {entry.record.partition} offset {entry.offset}"
+            log.log(level, "%s: what happened at %s is not told (said once)", self._role, where, exc_info=True)
 
     def _conversation(self, before: Conversation, after: Conversation, entry: Entry, live: bool) -> None:
         counts = self._counts if self._role == "worker" and live else None
