@@ -14,10 +14,10 @@ from crewline_tools.pool_view import PoolState, execution_id, find
 
 from crewline import events as ev
 from crewline.conversation import Call, Conversation, step_id, turn_id
+from crewline.conversation.calls import GIVEN_UP
 from crewline.records import Entry
 
 Kind = Literal["queue", "turn", "step", "attempt", "judgement", "person", "execution", "delegation", "call"]
-GIVEN_UP = "call.unknown"  # the code of a call of which nobody will say whether it ran
 _REMEMBERED_MAX = 10_000  # conversations
 
 
