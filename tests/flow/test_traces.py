@@ -202,6 +202,25 @@ async def test_delegated_work_hangs_below_the_call_that_delegated_it(bench: Benc
     assert {trace_id_of(span) for span in drawn.spans} == {trace_of("i1")}
 
 
+async def test_another_crew_goes_on_with_the_trace_of_whoever_asked_it(bench: Bench, drawn: Drawn) -> None:
+    desk = PlannedBrain(calls(("delegate", '{"capability": "refund.decide", "input": "please"}')), say("done"))
+    allow = PolicySet([PolicyRule("fine", tools=("delegate",), action="allow", reason="a test")])
+    shop = bench.crew({"desk": desk}, delegates=["refund.decide"], policies=allow, name="shop")
+    bank = bench.crew({"clerk": PlannedBrain(say("yes"))}, capabilities={"clerk": ["refund.decide"]}, name="bank")
+    async with traced(shop, bench, drawn) as running, traced(bank, bench, drawn):
+        headers = headers_of("intent.published", "i1", source="till", subject="c1", at_ms=0, run="", cause="",
+                             seal=None, traceparent=THEIRS)
+        topic = running.roster.topics.conversations
+        await running.bus.append([Message(topic, b"c1", encode(IntentPublished("hi", "desk")), headers)])
+        await until(lambda: drawn.named("turn desk"))
+
+    spans = drawn.by_name()
+    services = {name: span.resource.attributes["service.name"] for name, span in spans.items()}
+    assert (services["turn desk"], services["turn clerk"]) == ("shop.worker", "bank.worker")
+    assert parent_of(spans["turn clerk"]) == id_of(spans["delegation refund.decide"])
+    assert {trace_id_of(span) for span in drawn.spans} == {THEIRS.split("-")[1]}
+
+
 async def test_whoever_takes_over_draws_the_same_spans(bench: Bench, drawn: Drawn) -> None:
     """A worker that was killed has not written its mark: the next one folds the records again."""
     brain = PlannedBrain(calls(("look_up", '{"order": "A-1"}')), say("one lamp"))
