@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from io import BytesIO
 
@@ -10,8 +11,9 @@ from aiokafka.errors import CorruptRecordException, IncompatibleBrokerVersion
 from aiokafka.protocol.fetch import FetchRequest, FetchRequest_v11, FetchResponse_v11
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from crewline.bus import Record
-from crewline.bus.kafka.feed import AHEAD_BYTES_MAX, WINDOW_BYTES_MAX, Window
+from crewline.bus.kafka.feed import AHEAD_BYTES_MAX, WINDOW_BYTES_MAX, Feed, Window
 from crewline.bus.kafka.fetching import Answer, Fetch, Found, Place, Session, decode, records_of
+from crewline.bus.kafka.options import KafkaOptions
 
 A, B = ("demo.a", 0), ("demo.b", 3)
 
@@ -131,8 +133,10 @@ class At:
 
     def __init__(self, position: int) -> None:
         self.position = position
+        self.woken = asyncio.Event()
 
-    def wake(self) -> None: ...
+    def wake(self) -> None:
+        self.woken.set()
 
     def position_of(self, place: Place) -> int:
         return self.position
@@ -184,3 +188,60 @@ def test_a_window_is_full_when_its_foremost_reader_has_enough() -> None:
     assert held.is_full()
     fast.position = 2
     assert not held.is_full()
+
+
+# --- the feed ----------------------------------------------------------------------------------
+
+
+class Broker:
+    """One broker that leads everything: gives the answers it is told to, then says nothing."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.options = KafkaOptions()
+        self.client = self.cluster = self
+        self.asked: list[FetchRequest_v11] = []
+        self._answers = list(answers)
+
+    def add_listener(self, listener: object) -> None: ...
+
+    def remove_listener(self, listener: object) -> None: ...
+
+    def leader_for_partition(self, place: object) -> int:
+        return 1
+
+    async def ask(self, node: int, request: Fetch, **other: object) -> Answer:
+        self.asked.append(said(request))
+        if not self._answers:
+            await asyncio.Event().wait()
+        return self._answers.pop(0)
+
+
+async def test_a_damaged_partition_is_said_to_its_readers_and_does_not_hold_up_the_others() -> None:
+    damaged = bytearray(batch(b"value"))
+    damaged[-3] ^= 1
+    broker = Broker(Answer(0, 5, [Found(A, 0, 1, 0, (), bytes(damaged)), Found(B, 0, 1, 0, (), batch(b"fine"))]))
+    feed = Feed(broker)  # type: ignore[arg-type]  # no wire, but what a feed asks of one
+    one, other = At(0), At(0)
+    bad, good = feed.follow(A, one, 0), feed.follow(B, other, 0)
+    await asyncio.gather(one.woken.wait(), other.woken.wait())
+
+    assert [record.value for record in good.records] == [b"fine"]
+    assert (bad.end, bad.suspect) == (0, False)
+    assert "does not match its checksum" in str(bad.refused)
+    await feed.close()
+
+
+async def test_two_readers_of_a_partition_share_a_fetch_and_one_ahead_takes_the_window_along() -> None:
+    broker = Broker(Answer(0, 5, [Found(A, 0, 9, 0, (), batch(b"0", b"1"))]))
+    feed = Feed(broker)  # type: ignore[arg-type]
+    first, second, third = At(0), At(0), At(7)
+    window = feed.follow(A, first, 0)
+    assert feed.follow(A, second, 0) is window
+    await asyncio.gather(first.woken.wait(), second.woken.wait())
+    assert window.take(0, 10)[0][1] is window.take(1, 10)[0][0]
+
+    assert feed.follow(A, third, 7) is window
+    assert (window.base, window.end) == (7, 7)
+    assert not window.holds(first.position)
+    await feed.close()
+    assert broker.asked[0].topics == [("demo.a", [(0, -1, 0, -1, 1 << 20)])]

@@ -152,9 +152,6 @@ class Feed:
 
     # --- readers -------------------------------------------------------------------------------
 
-    def window(self, place: Place) -> Window | None:
-        return self._windows.get(place)
-
     def follow(self, place: Place, reader: Subscriber, start: int) -> Window:
         """Let `reader` read `place` from `start` on. A window that it is ahead of comes along."""
         window = self._windows.get(place)
@@ -280,11 +277,15 @@ class Feed:
         if found.error:
             self._failed(window, found.error)
         else:
-            records, after = records_of(found, window.end) if found.raw else ([], window.end)
-            window.log_end = max(found.end, after)
-            if after == window.end:
-                return
-            window.add(records, after)
+            try:
+                records, after = records_of(found, window.end) if found.raw else ([], window.end)
+            except kafka.CorruptRecordException as error:
+                self._refuse(window, error)
+            else:
+                window.log_end = max(found.end, after)
+                if after == window.end:
+                    return
+                window.add(records, after)
         for reader in window.readers:
             reader.wake()
 
@@ -293,13 +294,18 @@ class Feed:
         if error is kafka.OffsetOutOfRangeError:
             window.out_of_range = True  # its readers look, and seek or say so
             return
+        if error in NOT_ALLOWED:
+            self._refuse(window, error())
+            return
+        log.info("fetching %s partition %s: %s", *window.place, error.__name__)
         window.suspect = True
         self._wait_with(window)
-        log.info("fetching %s partition %s: %s", *window.place, error.__name__)
-        if error in NOT_ALLOWED:
-            window.refused = in_our_words(error(), self._options, f"reading {window.place[0]}")
-        else:
-            self._wire.refresh_soon()
+        self._wire.refresh_soon()
+
+    def _refuse(self, window: Window, error: kafka.KafkaError) -> None:
+        """Have the readers of `window` told, and try it again."""
+        window.refused = in_our_words(error, self._options, "reading {} partition {}".format(*window.place))
+        self._wait_with(window)
 
     def _wait_with(self, window: Window) -> None:
         window.not_before = self._loop.time() + self._options.retry_s
