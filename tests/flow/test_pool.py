@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crewline.bus.base import Message
-from crewline.events import CallDone, CallStarted, IntentPublished
+from crewline.bus.base import Message, Position
+from crewline.events import CallDone, CallStarted, IntentPublished, header
 from crewline.testing import until
 from crewline.topics import TopicSpec
 from crewline_tools.context import ToolContext
@@ -333,6 +333,57 @@ async def test_a_claim_that_is_too_old_when_it_is_read_back_is_abandoned(memory:
     assert (id, completed.outcome) == (f"{X1}:abandoned", "abandoned")
     assert len(counter) == 0
     assert memory.processes[0].pool.slots.taken == 0
+
+
+async def test_a_claim_that_a_stopping_process_cannot_use_is_given_up_so_that_nobody_is_asked(memory: PoolBench) -> None:
+    """A deploy must leave no unknown call behind: what was claimed and has not begun is said not to have run."""
+    counter = Counter()
+    add_counting(memory, counter)
+    process = await memory.start()
+    append = process.cable.append
+
+    def stop_at_the_claim(messages: Sequence[Message]) -> Awaitable[list[Position]]:
+        if any(header(message.headers, "ce_type") == CallStarted.TYPE for message in messages):
+            process.engine.stop(drain_s=1.0)
+        return append(messages)
+
+    process.cable.append = stop_at_the_claim  # type: ignore[method-assign]
+    await memory.bus.append([memory.request("work")])
+    await process.task
+    await process.pool.close()
+    assert await memory.kinds() == ["call.requested", "call.started", "call.abandoned"]
+
+    await memory.start()
+    id, completed = (await memory.told())[0]
+    assert (id, completed.outcome, len(counter)) == (f"{X1}:abandoned", "abandoned", 0)
+    assert process.pool.slots.taken == 0
+
+
+async def test_a_claim_that_never_comes_back_is_given_up_in_its_time(
+    memory: PoolBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its partition went to another member in between: that one hears that it did not run."""
+    monkeypatch.setattr("crewline_tools.pool.CLAIM_S", 0.05)
+    counter = Counter()
+    add_counting(memory, counter)
+    process = await memory.start()
+    append = process.cable.append
+
+    def let_go_at_the_claim(messages: Sequence[Message]) -> Awaitable[list[Position]]:
+        if any(header(message.headers, "ce_type") == CallStarted.TYPE for message in messages):
+            process.engine.stop()
+        return append(messages)
+
+    process.cable.append = let_go_at_the_claim  # type: ignore[method-assign]
+    await memory.bus.append([memory.request("work")])
+    await process.task
+
+    async def given_up() -> bool:
+        return await memory.kinds() == ["call.requested", "call.started", "call.abandoned"]
+
+    await until(given_up)
+    assert (len(counter), process.pool.slots.taken) == (0, 0)
+    await process.pool.close()
 
 
 # --- two processes, and processes that die -----------------------------------------------------

@@ -64,6 +64,8 @@ class PoolOptions:
 class _Claim:
     """A claim this process has made. Kept in memory only: a restarted process has lost it, as it must."""
 
+    key: str
+    each: Execution
     nonce: str
     made_at: float
     expiry: asyncio.TimerHandle
@@ -156,6 +158,8 @@ class ToolPool:
         Call it when the engine has stopped and the bus is still open. What does not end in time is
         unknown to the next owner.
         """
+        for id in list(self._claims):
+            self._give_up(id)
         until = asyncio.get_running_loop().time() + self._options.close_s
         # Until nothing is left: a run that ends has its outcome appended, which is a task of its own.
         while self._background and (left_s := until - asyncio.get_running_loop().time()) > 0:
@@ -218,13 +222,24 @@ class ToolPool:
         nonce = secrets.token_hex(16)
         self._forget_claim(each.id)
         expiry = asyncio.get_running_loop().call_later(CLAIM_S + 0.1, self._expire, each.id, nonce)
-        self._claims[each.id] = _Claim(nonce, self._uptime_s(), expiry)
+        self._claims[each.id] = _Claim(key, each, nonce, self._uptime_s(), expiry)
         started = ev.CallStarted(each.call, each.number, nonce, by=self.name)
         return [self._message(self.topic, key, started, f"{each.id}:claim", each)]
 
     def _expire(self, id: str, nonce: str) -> None:
         if (claim := self._claims.get(id)) is not None and claim.nonce == nonce:
-            self._forget_claim(id)
+            self._give_up(id)
+
+    def _give_up(self, id: str) -> None:
+        """Say that a claim of ours will not be used: its partition is another's by now, or we are stopping.
+
+        Without it, whoever owns the partition could only call the execution unknown, and ask a person.
+        """
+        if (claim := self._claims.get(id)) is None:
+            return
+        self._forget_claim(id)  # from here on the nonce starts nothing
+        abandoned = ev.CallAbandoned(claim.each.call, claim.each.number, claim.nonce)
+        self._spawn(self._append([self._message(self.topic, claim.key, abandoned, f"{id}:abandoned", claim.each)]), id)
 
     def _forget_claim(self, id: str) -> None:
         """Give up a claim of ours that was not used, and its slot with it."""
