@@ -28,6 +28,7 @@ from crewline.bus.kafka.lanes import Ids, Lane
 from crewline.bus.kafka.options import ms
 from crewline.bus.kafka.refusals import NOT_ALLOWED
 from crewline.bus.kafka.wire import Wire, in_our_words
+from crewline.crashpoints import reach
 from crewline.errors import BusError, UnknownTopic
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ class Sender:
         later = False
         requests: dict[int, list[Lane]] = defaultdict(list)
         for lane in list(self._waiting):
+            if lane.batch is not None and lane.batch.abandoned:
+                self._as_another(lane)
             if lane.not_before > now:
                 later = True
                 continue
@@ -141,12 +144,15 @@ class Sender:
         request = ProduceRequest(None, ALL_REPLICAS, ms(self._options.request_s_max), list(topics.items()))
         unanswered = {(lane.topic, lane.partition): lane for lane in lanes}
         error: BaseException = kafka.KafkaConnectionError("the broker's answer left it out")
+        reach("bus.before_commit")
         try:
             answer = await self._wire.client.send(node, request, group=CONNECTIONS)
             for topic, partitions in answer.topics:
                 for number, code, offset, *_ in partitions:
                     self._answered(unanswered[topic, number], code, offset)
                     del unanswered[topic, number]
+                    reach("bus.in_group_commit")
+            reach("bus.after_commit")
         except (kafka.KafkaError, OSError, TimeoutError) as failure:
             error = failure
         except Exception as failure:  # a bug of ours or of aiokafka's must not leave a lane standing: said, and tried again
