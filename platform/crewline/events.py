@@ -286,7 +286,8 @@ class CallJudged(Event, frozen=True):
     one `execution`, of one `tool` in one `pool`, with the exact bytes that `args_sha256` names:
     `arguments` if set (amended or edited), else the model's own text. `require_approval` is not final.
     `effect` is the tool's; `safe`: it is `read` or idempotent, so a repeat of the execution does nothing more.
-    `limits` are the reservations it rests on: any other of this judgement is given back.
+    `limits` are the reservations it rests on: any other of this judgement is given back. `would`: what the
+    decision would have been, of a guardrail that only looks on (`mode: shadow`); `reasons` say why.
     """
 
     TYPE: ClassVar[str] = "call.judged"
@@ -315,6 +316,7 @@ class CallJudged(Event, frozen=True):
     issued_ms: int = 0
     expires_ms: int = 0
     limits: tuple[LimitUse, ...] = ()
+    would: Literal["", "require_approval", "deny"] = ""
 
 
 class ApprovalDecided(Event, frozen=True):

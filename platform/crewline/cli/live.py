@@ -140,6 +140,9 @@ class LiveView:
             return [self._line(frame, "guardrail", HOLD, f"{event.tool} held{said}")]
         if event.decision == "deny":
             return [self._line(frame, "guardrail", BAD, f"{event.tool} denied{said}")]
+        if event.would:
+            word = "denied" if event.would == "deny" else "held"
+            return [self._line(frame, "guardrail", HOLD, f"{event.tool} allowed; not in shadow mode it would be {word}{said}")]
         if event.decision == "amend":
             now = one_line(event.tool, event.arguments or "")
             return [self._line(frame, "guardrail", GOOD, f"{now} (amended{said})")]

@@ -178,7 +178,7 @@ def _policies(config: CrewConfig) -> PolicySet:
         for name, limit in guard.limits.items()
     ]
     name = f"{config.name}@{config.version}"
-    return PolicySet(rules, facts=facts, approvals=approvals, name=name, limits=limits)
+    return PolicySet(rules, facts=facts, approvals=approvals, name=name, limits=limits, shadow=guard.mode == "shadow")
 
 
 def _trigger(name: str, trigger: Trigger) -> TriggerRule:

@@ -79,8 +79,6 @@ def _later(config: CrewConfig) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield ("agents", name, "memory", "write"), "'write' (long-term memory)"
     if config.mcp_servers:
         yield ("mcp_servers",), "'mcp_servers'"
-    if guardrails.mode == "shadow":
-        yield ("guardrails", "mode"), "'mode: shadow'"
     for name, policy in guardrails.policies.items():
         if policy.stage != "tool_call":
             yield ("guardrails", "policies", name, "stage"), f"'stage: {policy.stage}'"

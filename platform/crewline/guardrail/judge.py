@@ -43,6 +43,7 @@ class Decision:
     `arguments` are the bytes it is about, if they are not the model's own (amended, or edited by a
     person); `args_sha256` is their hash in any case. `person`: who let it pass, if a person did.
     `ask`: there is no decision yet, this counter is to be asked first; `limits`: what those asked gave.
+    `would`: what the decision would have been, had the policies not been in shadow mode.
     """
 
     action: Literal["allow", "amend", "require_approval", "deny"]
@@ -57,6 +58,7 @@ class Decision:
     person: str | None = None
     ask: Ask | None = None
     limits: tuple[ev.LimitUse, ...] = ()
+    would: Literal["", "require_approval", "deny"] = ""
 
 
 @dataclass(slots=True)
@@ -127,11 +129,12 @@ class Judge:
             judged.held.append(ev.Reason("approval.self", say))
             judged.person = None  # so the policies are asked again, as if nobody had spoken
         judged.checks.append("limits")
+        judged.overridable = True
         for found in limits(turn, call, judged.offer.spec, judged.args, judged.sha256):
             if found.person and judged.person is not None:
                 continue
             (judged.denied if found.action == "deny" else judged.held).append(found.reason)
-            judged.overridable = found.person
+            judged.overridable = judged.overridable and found.person
         if not judged.denied:
             covering = self.policies.covering(judged.offer.spec.name, turn.agent)
             if judged.person is None or covering.limits:
@@ -144,12 +147,16 @@ class Judge:
         """Return the decision. `facts` are those looked up, `missing` the reasons for those that were not."""
         if not judged.denied and judged.person is None and judged.offer is not None:
             self._decide_policies(judged, facts, missing)
-        if judged.denied and judged.overridable:
+        if judged.denied and judged.overridable and not self.policies.shadow:
             self._ask_instead(judged)
         if not judged.denied and judged.offer is not None and judged.values:
             asked = self._count(judged, facts, missing)
             if asked is not None:
                 return replace(self._decision(judged, "deny", [], facts), ask=asked)
+        if self.policies.shadow and judged.overridable and (judged.denied or judged.held):
+            would: Literal["deny", "require_approval"] = "deny" if judged.denied else "require_approval"
+            reasons = [*judged.denied, *judged.held, *judged.notes]
+            return replace(self._decision(judged, "amend" if judged.amended else "allow", reasons, facts), would=would)
         if judged.denied:
             return self._decision(judged, "deny", judged.denied, facts)
         if judged.held:
@@ -240,7 +247,7 @@ class Judge:
     def _take(self, judged: Judgement, limit: WindowLimit) -> ev.Take:
         """A call that waits for a person takes nothing yet; one that a person let pass beyond a limit takes
         what it needs, if that was said when the person was asked."""
-        if judged.denied or judged.held:
+        if (judged.denied or judged.held) and not self.policies.shadow:
             return "look"
         before = judged.call.verdict
         if judged.person is None or before is None or limit.rule.action != "require_approval":

@@ -112,6 +112,8 @@ class PolicySet:
         name, epoch: what verdicts call this set. A newer set has a higher epoch.
         approvals: None if nobody can approve; then what needs a person is denied.
         limits: what calls may take within windows of time.
+        shadow: policies, limits and repeats are judged, and what they would have done is in the verdict; nothing is
+            held or denied for them.
 
     Raises: UsageError naming the policy, limit or fact with an unknown name, a broken expression or a double name.
     """
@@ -125,8 +127,10 @@ class PolicySet:
         epoch: int = 0,
         name: str = "",
         limits: Sequence[LimitRule] = (),
+        shadow: bool = False,
     ) -> None:
         self.approvals = approvals if approvals is not None and approvals.approvers else None
+        self.shadow = shadow
         self.epoch = epoch
         self.name = name
         _unique("policy", [rule.name for rule in policies])

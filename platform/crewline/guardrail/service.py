@@ -225,6 +225,7 @@ class Guardrail:
             issued_ms=now_ms,
             expires_ms=now_ms + VERDICT_MS,
             limits=decision.limits,
+            would=decision.would,
         )
         try:
             return [self._signed(call.judgement_id, state, verdict)]
