@@ -12,12 +12,13 @@ import pytest
 from crewline import events as ev
 from crewline import tool
 from crewline.client import Answer
-from crewline.crews.running import Crew, Running
+from crewline.crews.running import Crew, Running, clock_ms
 from crewline.errors import RunFailed
 from crewline.guardrail import Approvals, LimitRule, PolicyRule, PolicySet
 from crewline.guardrail.counters import Counter
+from crewline.records import Scribe
 from crewline.roster import Budgets, Price
-from crewline.seal import make_keys
+from crewline.seal import load_keys, make_keys
 from crewline_agents.base import Reply, StepRequest, Usage
 from flow_bench import Bench, PlannedBrain, calls, say, until
 
@@ -163,6 +164,29 @@ def settled(running: Running) -> bool:
     """Whether every counter knows what became of what it granted."""
     counters: list[Counter] = running.engines["limits"].states()
     return bool(counters) and not any(counter.open for counter in counters)
+
+
+@pytest.mark.parametrize("seal_as", ["deployment", "pool/main"])
+async def test_a_reservation_is_not_given_back_by_whoever_is_not_the_guardrail(bench: Bench, purse: str, seal_as: str) -> None:
+    """A worker or a pool that writes `limit.settled`, or answers in the keeper's place, changes nothing."""
+    policies = limited(LimitRule("purse", ("pay",), 5.0, 3_600.0, sum="args.amount", action="deny"))
+    crew = bench.crew({"desk": spender(purse, 5)}, [pay], policies=policies, name=purse)
+    async with crew.up(state=bench.state) as running:
+        await running.ask("pay", conversation="first", timeout=20)
+        (asked,) = [each async for each in asked_of(running)]
+        scribe = Scribe(load_keys(running.state / "keys"), source=purse, now_ms=clock_ms, seal_as=seal_as)
+        topics = running.roster.topics
+        back = ev.LimitSettled(asked.reservation, False)
+        room = ev.LimitAnswered("c9:t1:s1:c0:j1:purse:1", "purse", "purse", 1, True, "reserve", 5.0, 0.0, 5.0, "c9:t1:s1:c0", 1)
+        await running.bus.append([
+            scribe.message(topics.limits, "purse", back, id=f"{asked.reservation}:settled", run="c9"),
+            scribe.message(topics.conversations, "c9", room, id=room.reservation, run="c9"),
+        ])
+        answer = await running.ask("pay", conversation="c9", timeout=20)
+        assert running.engines["limits"].rejected == 1
+
+    assert "5 of 5 are used" in answer.text
+    assert PAID[purse] == [5.0]
 
 
 async def test_no_counter_no_call(bench: Bench, tmp_path: Path, purse: str) -> None:
