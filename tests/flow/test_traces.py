@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -148,7 +149,7 @@ async def test_a_trace_that_an_outside_producer_began_goes_on(bench: Bench, draw
         headers = headers_of("intent.published", "i1", source="shop", subject="c1", at_ms=0, run="", cause="",
                              seal=None, traceparent=THEIRS)
         await running.bus.append([Message(topic, b"c1", encode(IntentPublished("hi", "desk")), headers)])
-        await until(lambda: drawn.named("turn desk"))
+        await until(lambda: len(drawn.spans) == 6)
         written = [header(record.headers, "traceparent") or "" for record in await _records(running)]
 
     _, trace, span, _ = THEIRS.split("-")
@@ -185,6 +186,24 @@ async def test_what_whoever_began_a_trace_does_not_keep_is_not_drawn(bench: Benc
 async def _answered(running: Running) -> bool:
     projection = await running.client.projection()
     return any(turn.finished_ms is not None for turn in projection.turns.values())
+
+
+async def test_a_sampled_run_is_drawn_whole_by_every_role_or_not_at_all(
+    bench: Bench, drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    brain = PlannedBrain(calls(("look_up", '{"order": "A-1"}')), say("one lamp"))
+    runs = [f"i{n}" for n in range(8)]
+    kept = {run for run in runs if int(trace_of(run)[16:], 16) < 2**63}  # the sampler looks at the lower 64 bits
+    async with traced(bench.crew({"desk": brain}, [look_up]), bench, drawn) as running:
+        handles = [await running.client.publish("hi", agent="desk", intent=run) for run in runs]
+        await asyncio.gather(*(handle.answer(20) for handle in handles))
+        await until(lambda: len(drawn.spans) >= 6 * len(kept))
+
+    per_run = Counter((span.attributes or {})["crewline.run"] for span in drawn.spans)
+    assert per_run == dict.fromkeys(kept, 6)
+    assert 0 < len(kept) < len(runs)
 
 
 async def test_delegated_work_hangs_below_the_call_that_delegated_it(bench: Bench, drawn: Drawn) -> None:
@@ -227,7 +246,7 @@ async def test_whoever_takes_over_draws_the_same_spans(bench: Bench, drawn: Draw
     crew = bench.crew({"desk": brain}, [look_up])
     async with traced(crew, bench, drawn) as running:
         await running.ask("Where is A-1?", timeout=20)
-        await until(lambda: drawn.named("turn desk"))
+        await until(lambda: len(drawn.spans) == 6)  # the pool may see the end of its execution after the turn's
     first = {id_of(span): span for span in drawn.spans}
     drawn.exporter.clear()
     for file in bench.state.glob("store.db*"):
