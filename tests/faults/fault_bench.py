@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crewline.bus.sqlite import open_bus
+from crewline.bus.opening import open_address
 from crewline.client import Client
 from crewline.events import CallCompleted, Envelope, ModelReplied, decode
 from crewline.guardrail.audit_verify import verify
@@ -37,10 +37,13 @@ class Verdict:
 
 
 class Lab:
-    """One state folder, and processes of crews on it."""
+    """One state folder, and processes of crews on it, or on a `bus` and a `store` elsewhere with namespaces that end in `suffix`."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, bus: str | None = None, store: str | None = None, suffix: str = "") -> None:
         self.state = state
+        self.bus = bus or f"embedded:{state}"
+        self.suffix = suffix
+        self._where = {"FAULT_SUFFIX": suffix} | ({"FAULT_BUS": bus} if bus else {}) | ({"FAULT_STORE": store} if store else {})
         self.processes: list[subprocess.Popen[bytes]] = []
         self.listed: set[str] = set()  # executions that were shown as unknown to a person
         state.mkdir()
@@ -49,12 +52,12 @@ class Lab:
 
     async def create_topics(self, crew: str = "fault") -> None:
         """Make the crew's topics, so that intents can be published before any process runs."""
-        async with await open_bus(self.state) as bus:
-            await bus.create_topics(CrewTopics(crew).specs(("main",)))
+        async with await open_address(self.bus) as bus:
+            await bus.create_topics(CrewTopics(crew + self.suffix).specs(("main",)))
 
     def start(self, *roles: str, crew: str = "fault", crash: str = "", stop: str = "") -> subprocess.Popen[bytes]:
         """Start a process of these roles (none named: all)."""
-        environment = dict(os.environ)
+        environment = os.environ | self._where
         environment |= {"CREWLINE_CRASH_AT": crash} if crash else {}
         environment |= {"FAULT_STOP_AT": stop} if stop else {}
         process = subprocess.Popen(
@@ -73,7 +76,7 @@ class Lab:
         return False
 
     def client(self, crew: str = "fault") -> Client:
-        return Client(f"embedded:{self.state}", crew)
+        return Client(self.bus, crew + self.suffix, keys=self.state / "keys")
 
     def lines(self, file: str) -> list[str]:
         path = self.state / file
@@ -129,8 +132,8 @@ class Lab:
 
     async def audit_holds(self, crew: str = "fault") -> bool:
         """Return whether the guardrail's chain over the conversations holds."""
-        topics = CrewTopics(crew)
-        async with await open_bus(self.state) as bus:
+        topics = CrewTopics(crew + self.suffix)
+        async with await open_address(self.bus) as bus:
             report = await verify(
                 bus, topic=topics.conversations, keyring=load_keys(self.state / "keys"), audit_topic=topics.audit,
                 file=self.state / "audit.jsonl",

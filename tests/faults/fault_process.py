@@ -2,6 +2,7 @@
 
 The model notes each request, the payment tool each payment, in files that only ever grow: witnesses outside
 crewline. `CREWLINE_CRASH_AT=point:n` kills the process there, `FAULT_STOP_AT=point:n` stops it (SIGSTOP).
+`FAULT_BUS` and `FAULT_STORE` are where it runs, if not in STATE; `FAULT_SUFFIX` makes its namespace one of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from crewline_agents.base import CallText, Reply, StepItem, StepRequest, Usage
 from crewline_tools.registry import ToolRegistry
 
 CREW, STATE, ROLES = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+BUS, STORE, SUFFIX = os.environ.get("FAULT_BUS"), os.environ.get("FAULT_STORE"), os.environ.get("FAULT_SUFFIX", "")
 SESSION_S = 2.0
 
 
@@ -87,7 +89,7 @@ def crew(name: str) -> Crew:
         tools.add(pay)
         agents.append(Agent("payer", brain, tools=("pay",), capabilities={"pay.out": Capability("pay.out")}))
     roster = Roster(
-        name, "1", {agent.name: agent for agent in agents}, tools.specs(), budgets=Budgets(wall_s=300.0), guard_s=60.0
+        name + SUFFIX, "1", {agent.name: agent for agent in agents}, tools.specs(), budgets=Budgets(wall_s=300.0), guard_s=60.0
     )
     fine = PolicyRule("fine", tools=tuple(tools), action="allow", reason="a test")
     purse = LimitRule("purse", ("pay",), 20.0, 3_600.0, sum="args.amount", action="deny")
@@ -114,7 +116,7 @@ def stop_at(name: str, times: int) -> None:
 
 async def serve() -> None:
     """Run the roles until SIGTERM."""
-    async with crew(CREW).up(state=STATE, only=ROLES or None) as running:
+    async with crew(CREW).up(state=STATE, bus=BUS, keys=STATE / "keys", store=STORE, only=ROLES or None) as running:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.stop)
         await running.ready()
         note("ready", str(os.getpid()))
