@@ -49,7 +49,8 @@ async def measure(address: str, state: Path, rule: TriggerRule, namespace: str, 
     began, cpu = time.perf_counter(), _cpu_s()
     async with crew.up(state=state, bus=address, keys=state / "keys", only=["triggers"]) as running:
         assert running.triggers is not None
-        taken = TakenUntil({rule.name: rule}, bus=running.bus, store=running.intakes[0]._store, clock_ms=lambda: 1)
+        store = running.intakes[0]._store
+        taken = TakenUntil({rule.name: rule}, namespace=namespace, bus_of=lambda _: running.bus, store=store, clock_ms=lambda: 1)
         await taken(rule.name, 1)
         engine = running.engines["triggers"]
         _, ends = await running.bus.offsets(crew.roster.topics.triggers)

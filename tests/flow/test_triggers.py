@@ -5,66 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from crewline import events as ev
-from crewline.bus import Bus, Message, Record
-from crewline.bus.opening import open_address
+from crewline.bus import Message
 from crewline.cli.runs import runs_of
-from crewline.crews.running import Crew, Running
 from crewline.errors import UsageError
 from crewline.roster import Roster
-from crewline.seal import make_keys
 from crewline.testing import until
-from crewline.topics import TopicSpec
-from crewline.triggers import Gathering, TakenUntil, TriggerRule, Triggers, WindowRule
+from crewline.triggers import Gathering, TriggerRule, WindowRule
 from flow_bench import Bench, PlannedBrain, say
-
-START_MS = 1_795_600_800_000  # 2026-11-25 10:00 UTC
-MINUTE = 60_000
-
-
-@dataclass
-class World:
-    """One place to run crews with triggers: a bus, a topic of the outside world, a namespace."""
-
-    address: str
-    state: Path
-    name: str
-    outside: str
-
-    def crew(self, brains: dict[str, PlannedBrain], *rules: TriggerRule, **more: Any) -> Crew:
-        bench = Bench(self.state)
-        capabilities: dict[str, Sequence[str]] = {agent: [f"{agent}.do"] for agent in brains}
-        crew = bench.crew(brains, capabilities=capabilities, name=self.name, **more)
-        return replace(crew, triggers=list(rules), partitions=3)
-
-    @asynccontextmanager
-    async def up(self, crew: Crew, **more: Any) -> AsyncIterator[Running]:
-        make_keys(self.state / "keys")
-        async with crew.up(state=self.state, bus=self.address, keys=self.state / "keys", **more) as running:
-            yield running
-
-    @asynccontextmanager
-    async def bus(self) -> AsyncIterator[Bus]:
-        bus = await open_address(self.address)
-        try:
-            yield bus
-        finally:
-            await bus.close()
-
-    async def make_topic(self, partitions: int = 2) -> None:
-        async with self.bus() as bus:
-            await bus.create_topics([TopicSpec(self.outside, partitions)])
-
-    async def send(self, *events: Any, key: bytes = b"") -> None:
-        async with self.bus() as bus:
-            await bus.append([Message(self.outside, key, json.dumps(each).encode()) for each in events])
+from trigger_bench import (
+    BURST,
+    MINUTE,
+    START_MS,
+    World,
+    everything,
+    has_finished,
+    intents,
+    letters,
+    pay,
+    role_of,
+    rule_for,
+    settled,
+)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
@@ -76,97 +42,6 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     world = World(address, state, own, f"{own}.outside")
     await world.make_topic()
     return world
-
-
-def rule_for(world: World, name: str = "burst", **said: Any) -> TriggerRule:
-    """A trigger on the world's outside topic that asks the agent `desk`."""
-    usual: dict[str, Any] = {"topic": world.outside, "key": "event.card", "asks": ["desk.do"]}
-    return TriggerRule(name, **(usual | said))
-
-
-def pay(card: str, minute: float, amount: float = 100.0) -> dict[str, Any]:
-    return {"card": card, "amount": amount, "at": START_MS + int(minute * MINUTE)}
-
-
-BURST: dict[str, Any] = {
-    "time": "event.at",
-    "window": WindowRule("tumbling", 10 * MINUTE, 10 * MINUTE),
-    "aggregates": {"n": "count()", "total": "sum(event.amount)"},
-    "when": "n >= 3",
-    "input": {"card": "event.card", "n": "n", "total": "total", "from": "window.start"},
-}
-
-
-async def everything(bus: Bus, topic: str) -> list[Record]:
-    """Return every record of a topic."""
-    begins, ends = await bus.offsets(topic)
-    found: list[Record] = []
-    for partition, begin in begins.items():
-        offset = begin
-        while offset < ends[partition]:
-            batch = await bus.read(topic, partition, offset)
-            found += batch.records
-            offset = batch.next_offset
-    return found
-
-
-async def intents(running: Running) -> dict[str, list[ev.IntentPublished]]:
-    """Return the intents that were published, by id."""
-    found: dict[str, list[ev.IntentPublished]] = {}
-    for record in await everything(running.bus, running.roster.topics.conversations):
-        event = ev.decode(record.headers, record.value)
-        if isinstance(event.event, ev.IntentPublished):
-            found.setdefault(event.id, []).append(event.event)
-    return found
-
-
-async def finished(running: Running) -> list[ev.TurnFinished]:
-    """Return how turns ended."""
-    ended: dict[str, ev.TurnFinished] = {}
-    for record in await everything(running.bus, running.roster.topics.conversations):
-        event = ev.decode(record.headers, record.value)
-        if isinstance(event.event, ev.TurnFinished):
-            ended[event.id] = event.event
-    return list(ended.values())
-
-
-async def letters(running: Running) -> list[dict[str, str]]:
-    """Return the dead letters' headers, and their values as `value`."""
-    return [
-        {name: value.decode() for name, value in record.headers} | {"value": (record.value or b"").decode("utf-8", "replace")}
-        for record in await everything(running.bus, running.roster.topics.dead_letters)
-    ]
-
-
-async def has_finished(running: Running, count: int) -> list[ev.TurnFinished]:
-    async def enough() -> list[ev.TurnFinished] | None:
-        ended = await finished(running)
-        return ended if len(ended) >= count else None
-
-    ended: list[ev.TurnFinished] = await until(enough, seconds=30.0)
-    return ended
-
-
-def role_of(running: Running) -> Triggers:
-    assert running.triggers is not None
-    return running.triggers
-
-
-async def settled(running: Running) -> None:
-    """Wait until no firing is open and every event of the outside topics was taken and folded."""
-    rules = {rule.name: rule for rule in running.crew.triggers}
-    store = running.engines["triggers"]._store
-    taken = TakenUntil(rules, bus=running.bus, store=store, clock_ms=lambda: 1)
-    for name in rules:
-        await taken(name, 1)
-
-    async def quiet() -> bool:
-        engine = running.engines["triggers"]
-        _, ends = await running.bus.offsets(running.roster.topics.triggers)
-        folded = all(engine._parts[p].next_offset >= end for p, end in ends.items())
-        return folded and not any(state.firings or state.letters for state in engine.states())
-
-    await until(quiet, seconds=30.0)
 
 
 # --- events that become intents ------------------------------------------------------------------

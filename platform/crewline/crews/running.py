@@ -329,16 +329,19 @@ class Running:
         scribe = Scribe(keyring, source=topics.namespace, now_ms=clock_ms)
         self.triggers = role = Triggers(
             rules, crew=self.roster.crew, topics=topics, scribe=scribe, bus=bus, clock_ms=clock_ms,
-            taken_until=TakenUntil(rules, bus=bus, store=store, clock_ms=clock_ms),
+            taken_until=TakenUntil(rules, namespace=topics.namespace, bus_of=self._outside_bus, store=store, clock_ms=clock_ms),
         )
         self._engine("triggers", role, self._reader, bus, store)
         for rule in self.crew.triggers:
             intake = Intake(
                 rule, bus=bus, store=store, scribe=scribe, reader=self._reader, topics=topics, clock_ms=clock_ms,
-                waiting=role.waiting, member=self.instance,
+                waiting=role.waiting, open_bus=lambda: self.where.open_bus(self._client_id), member=self.instance,
             )
             self.intakes.append(intake)
             self._tasks[intake.name] = asyncio.create_task(intake.run(), name=intake.name)
+
+    def _outside_bus(self, trigger: str) -> Bus:
+        return next(intake.outside for intake in self.intakes if intake.rule.name == trigger)
 
     def _start_pool(self, pool: str, keyring: Keyring, bus: Bus, store: MemoryStore) -> None:
         from crewline_tools.pool import ToolPool

@@ -15,19 +15,26 @@ import asyncio
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from crewline_memory.base import Mark, MemoryStore
 
 from crewline.bus.base import Batch, Bus, Consumer, Message, Record
 from crewline.crashpoints import reach
-from crewline.errors import BusError, OffsetOutOfRange, RecordInvalid, RecordTooLarge, StoreError
+from crewline.errors import (
+    BusError,
+    OffsetOutOfRange,
+    RecordInvalid,
+    RecordTooLarge,
+    StoreError,
+    TopicMismatch,
+)
 from crewline.records import Reader, Scribe
 from crewline.topics import CrewTopics
 from crewline.triggers.letters import letter_of_record
 from crewline.triggers.rules import TriggerRule
-from crewline.triggers.taken import taken_before
+from crewline.triggers.taken import group_of, taken_before
 from crewline.triggers.taking import NotTaken, take
 
 log = logging.getLogger("crewline.triggers")
@@ -54,17 +61,21 @@ class Intake:
     Args:
         reader: checks records of `<ns>.triggers`, for when the store has lost how far they were taken.
         waiting: how many firings of a trigger wait for a place in this process.
+        open_bus: opens the bus once more. A bus refuses a topic whose number of partitions has changed, since keys
+            move; here they may, so a new one is opened to read the outside topic with.
     """
 
     def __init__(
         self, rule: TriggerRule, *, bus: Bus, store: MemoryStore, scribe: Scribe, reader: Reader, topics: CrewTopics,
-        clock_ms: Callable[[], int], waiting: Callable[[str], int], member: str = "",
+        clock_ms: Callable[[], int], waiting: Callable[[str], int], open_bus: Callable[[], Awaitable[Bus]], member: str = "",
     ) -> None:
         self.rule = rule
         self.name = rule.intake
         self.counts: Counter[str] = Counter()  # taken, left_out, dead, gap: of this process
         self.stopped_by: str | None = None  # the error that ended it, with `on_error: stop`
+        self.outside = bus  # the outside topic is read with it
         self._bus = bus
+        self._open_bus = open_bus
         self._store = store
         self._scribe = scribe
         self._reader = reader
@@ -83,20 +94,38 @@ class Intake:
         while not self._stopping.is_set():
             try:
                 await self._session()
+            except TopicMismatch as error:
+                log.warning("trigger %s: %s; its records are grouped anew here in any case", self.rule.name, error.message)
+                await self._read_anew()
             except OffsetOutOfRange as error:
                 # Retention cut what was not taken yet; joining again finds where the topic begins now.
                 log.warning("trigger %s: %s", self.rule.name, error.message)
             except (BusError, StoreError) as error:
                 log.warning("trigger %s: %s; trying again", self.rule.name, error.message)
                 await self._pause(RETRY_S)
+        await self._close_outside()
+
+    async def _read_anew(self) -> None:
+        """Open a bus that learns the outside topic as it is now."""
+        await self._close_outside()
+        try:
+            self.outside = await self._open_bus()
+        except BusError as error:
+            log.warning("trigger %s: %s; trying again", self.rule.name, error.message)
+            await self._pause(RETRY_S)
+
+    async def _close_outside(self) -> None:
+        outside, self.outside = self.outside, self._bus
+        if outside is not self._bus:
+            await outside.close()
 
     def stop(self) -> None:
         """Ask `run` to end."""
         self._stopping.set()
 
     async def _session(self) -> None:
-        consumer = await self._bus.consumer(
-            self.rule.topic, f"{self._topics.namespace}.triggers.{self.rule.name}",
+        consumer = await self.outside.consumer(
+            self.rule.topic, group_of(self._topics.namespace, self.rule),
             assigned=self._assigned, revoked=self._revoked, member=self._member,
         )
         try:
@@ -130,7 +159,7 @@ class Intake:
     async def _assigned(self, partitions: Sequence[int]) -> Mapping[int, int]:
         while True:
             try:
-                begins, ends = await self._bus.offsets(self.rule.topic)
+                begins, ends = await self.outside.offsets(self.rule.topic)
                 lost: Mapping[int, tuple[int, int]] | None = None
                 for partition in partitions:
                     mark = await self._store.mark(self.name, partition)
@@ -168,7 +197,7 @@ class Intake:
         """Whether the record before the mark is not the one that stood there."""
         if mark.next_offset <= begin or not mark.id_before:
             return False
-        before = await self._bus.read(self.rule.topic, partition, mark.next_offset - 1, records_max=1)
+        before = await self.outside.read(self.rule.topic, partition, mark.next_offset - 1, records_max=1)
         record = next(iter(before.records), None)
         return record is not None and record.offset == mark.next_offset - 1 and _print(record) != mark.id_before
 

@@ -17,6 +17,11 @@ CHECK_S = 0.2
 RETRY_S = 1.0
 
 
+def group_of(namespace: str, rule: TriggerRule) -> str:
+    """Return the consumer group that reads a trigger's outside topic."""
+    return f"{namespace}.triggers.{rule.name}"
+
+
 async def taken_before(bus: Bus, triggers: str, reader: Reader, rule: TriggerRule) -> Mapping[int, tuple[int, int]]:
     """Return (epoch, next offset) by outside partition, as the events of `rule` in `<ns>.triggers` say.
 
@@ -54,10 +59,13 @@ class TakenUntil:
     """
 
     def __init__(
-        self, rules: Mapping[str, TriggerRule], *, bus: Bus, store: MemoryStore, clock_ms: Callable[[], int]
+        self, rules: Mapping[str, TriggerRule], *, namespace: str, bus_of: Callable[[str], Bus], store: MemoryStore,
+        clock_ms: Callable[[], int],
     ) -> None:
+        """`bus_of` gives the bus with which a trigger's topic is read."""
         self._rules = rules
-        self._bus = bus
+        self._namespace = namespace
+        self._bus_of = bus_of
         self._store = store
         self._clock_ms = clock_ms
         self._locks = {name: asyncio.Lock() for name in rules}
@@ -75,7 +83,7 @@ class TakenUntil:
         while True:
             try:
                 now_ms = self._clock_ms()
-                begins, ends = await self._bus.offsets(rule.topic)
+                begins, ends = await self._bus_of(rule.name).offsets(rule.topic)
                 while not await self._is_taken(rule, begins, ends):  # noqa: ASYNC110 (other processes take it too)
                     await asyncio.sleep(CHECK_S)
                 return now_ms
@@ -83,14 +91,23 @@ class TakenUntil:
                 await asyncio.sleep(RETRY_S)
 
     async def _is_taken(self, rule: TriggerRule, begins: Mapping[int, int], ends: Mapping[int, int]) -> bool:
-        for partition, end in ends.items():
-            if end > begins[partition]:
-                mark = await self._store.mark(rule.intake, partition)
-                if mark is None:
+        open_ones = [partition for partition, end in ends.items() if end > begins[partition]]
+        marks = {partition: await self._store.mark(rule.intake, partition) for partition in open_ones}
+        taken = {partition: mark.next_offset for partition, mark in marks.items() if mark is not None}
+        if any(taken.get(partition, 0) < ends[partition] for partition in open_ones):
+            taken = await self._with_committed(rule, taken)
+        for partition in open_ones:
+            if (offset := taken.get(partition, begins[partition])) < ends[partition]:
+                # What is left may be no record: a producer's transaction leaves its marker at the end.
+                bus = self._bus_of(rule.name)
+                if (await bus.read(rule.topic, partition, max(offset, begins[partition]), records_max=1)).records:
                     return False
-                if mark.next_offset < end:
-                    # What is left may be no record: a producer's transaction leaves its marker at the end.
-                    left = await self._bus.read(rule.topic, partition, max(mark.next_offset, begins[partition]), records_max=1)
-                    if left.records:
-                        return False
         return True
+
+    async def _with_committed(self, rule: TriggerRule, taken: dict[int, int]) -> dict[int, int]:
+        """Another process may take a partition and keep its marks in a store of its own; the group knows."""
+        group = group_of(self._namespace, rule)
+        for lag in await self._bus_of(rule.name).lags():
+            if lag.group == group and lag.topic == rule.topic:
+                taken[lag.partition] = max(taken.get(lag.partition, 0), lag.committed)
+        return taken
