@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,15 @@ from trigger_bench import (
 
 
 @pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.servers)])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     own = f"trig-{uuid.uuid4().hex[:8]}"
     state = tmp_path / "state"
     state.mkdir()
     address = request.getfixturevalue("kafka_address") if request.param == "kafka" else f"embedded:{state}"
     world = World(address, state, own, f"{own}.outside")
     await world.make_topic()
-    return world
+    yield world
+    await world.close()
 
 
 # --- events that become intents ------------------------------------------------------------------
@@ -293,6 +295,7 @@ async def test_on_the_embedded_log_the_outside_topic_is_made(tmp_path: Path) -> 
         assert await running.bus.partitions("cards.paid") == 3
         await world.send(pay("c-1", 0))
         await has_finished(running, 1)
+    await world.close()
 
 
 async def test_a_store_that_was_lost_loses_and_doubles_nothing(world: World) -> None:

@@ -18,12 +18,13 @@ from trigger_bench import BURST, World, has_finished, intents, pay, role_of, rul
 
 
 @pytest.fixture
-async def world(kafka_address: str, tmp_path: Path) -> World:
+async def world(kafka_address: str, tmp_path: Path) -> AsyncIterator[World]:
     own = f"out-{uuid.uuid4().hex[:8]}"
     world = World(kafka_address, tmp_path / "state", own, f"{own}.outside")
     world.state.mkdir()
     await world.make_topic(1)
-    return world
+    yield world
+    await world.close()
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ async def test_partitions_that_are_added_are_read_as_well(world: World, admin: A
         await world.send(pay("c-1", 0), pay("c-1", 1))
         await settled(running)
         await admin.create_partitions({world.outside: NewPartitions(4)})
+        await world.close()
         await world.send(*[pay("c-1", 2 + n) for n in range(3)], key=b"elsewhere")
 
         async def fired() -> bool:
@@ -80,6 +82,7 @@ async def test_a_topic_made_anew_is_read_from_its_beginning(world: World, admin:
 
     await until(is_gone)
     await admin.create_topics([NewTopic(world.outside, 1, 1)])
+    await world.close()
     await until(lambda: sends(world))
     async with world.up(crew) as running:
         await has_finished(running, 1)

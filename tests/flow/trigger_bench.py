@@ -31,6 +31,7 @@ class World:
     state: Path
     name: str
     outside: str
+    producer: Bus | None = None
 
     def crew(self, brains: dict[str, PlannedBrain], *rules: TriggerRule, **more: Any) -> Crew:
         bench = Bench(self.state)
@@ -44,21 +45,23 @@ class World:
         async with crew.up(state=self.state, bus=self.address, keys=self.state / "keys", **more) as running:
             yield running
 
-    @asynccontextmanager
-    async def bus(self) -> AsyncIterator[Bus]:
-        bus = await open_address(self.address)
-        try:
-            yield bus
-        finally:
-            await bus.close()
+    async def bus(self) -> Bus:
+        """Return the bus of whoever writes the outside topic."""
+        if self.producer is None:
+            self.producer = await open_address(self.address)
+        return self.producer
+
+    async def close(self) -> None:
+        """Close that bus; the next use opens another, which learns the topic as it is then."""
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            await producer.close()
 
     async def make_topic(self, partitions: int = 2) -> None:
-        async with self.bus() as bus:
-            await bus.create_topics([TopicSpec(self.outside, partitions)])
+        await (await self.bus()).create_topics([TopicSpec(self.outside, partitions)])
 
     async def send(self, *events: Any, key: bytes = b"") -> None:
-        async with self.bus() as bus:
-            await bus.append([Message(self.outside, key, json.dumps(each).encode()) for each in events])
+        await (await self.bus()).append([Message(self.outside, key, json.dumps(each).encode()) for each in events])
 
 
 def rule_for(world: World, name: str = "burst", **said: Any) -> TriggerRule:
