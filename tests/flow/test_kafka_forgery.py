@@ -114,7 +114,7 @@ class Deployment:
 
 @pytest.fixture(scope="module")
 def deployed(secured_kafka: SecuredKafka, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    """Set up as docs/security.md says: keys, `doctor --acls` through Kafka's own tool, `doctor --create-topics`."""
+    """Set up as docs/security.md says: keys, `doctor --acls`, `doctor --create-topics`."""
     folder = tmp_path_factory.mktemp("vault")
     topics = CrewTopics(f"vault-{secrets.token_hex(3)}")
     for name, text in {"crew.yaml": CREW, "script.yaml": SCRIPT, "vault_tools.py": TOOLS}.items():
@@ -126,9 +126,7 @@ def deployed(secured_kafka: SecuredKafka, tmp_path_factory: pytest.TempPathFacto
     made = [crewline(folder, "keys", "init", "keys")]
     made += [crewline(folder, "keys", "role", role, "--from", "keys") for role in ROLES]
     asked = crewline(folder, "doctor", "-f", "kafka.yaml", "--acls", "--principal-prefix", "", "--json")
-    asyncio.run(secured_kafka.acls(*(
-        line for line in json.loads(asked.stdout)["commands"] if "User:client" not in line
-    )))  # fmt: skip
+    asyncio.run(secured_kafka.acls(*json.loads(asked.stdout)["commands"]))
     created = crewline(
         folder, "doctor", "-f", "kafka.yaml", "--create-topics", "--json", environment=deployment.environment("deploy")
     )
@@ -137,6 +135,22 @@ def deployed(secured_kafka: SecuredKafka, tmp_path_factory: pytest.TempPathFacto
     assert (found["log"], found["topics"]) == ("ok", "ok")
     assert found["clock"] in ("ok", "warning"), "this host may be slow; it was compared"
     return deployment
+
+
+async def test_kafkas_own_tool_makes_the_same_of_the_printed_lines(deployed: Deployment) -> None:
+    config = deployed.kafka.directory / "admin.properties"
+    printed = crewline(
+        deployed.folder, "doctor", "-f", "kafka.yaml", "--acls", "--principal-prefix", "own-", "--command-config", str(config),
+        "--bus", deployed.kafka.address(), "--json",
+    )  # fmt: skip
+    lines = [line for line in json.loads(printed.stdout)["commands"] if "User:own-worker" in line or "User:own-deploy" in line]
+    await deployed.kafka.acls_by_kafkas_tool(*lines)
+
+    assert any("--resource-pattern-type prefixed" in line for line in lines)
+    for role in ("worker", "deploy"):
+        given = await deployed.kafka.rights_of(f"User:own-{role}")
+        same = {acl._replace(principal=f"User:own-{role}") for acl in await deployed.kafka.rights_of(f"User:{role}")}
+        assert {acl for acl in same if deployed.topics.namespace in acl.resource[1]} < given <= same
 
 
 async def nothing(_: Sequence[int]) -> None:

@@ -15,7 +15,6 @@ from crewline.bus.kafka.options import ms
 
 LEFT_S_MIN = 0.2
 CLOSE_S_MAX = 0.5  # TLS says goodbye and waits for the answer
-GONE_S_MAX = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +62,10 @@ async def _look(host: str, port: int, context: ssl.SSLContext | None, left_s: fl
 
 
 async def closed(conn: Any) -> None:
-    """Close a connection that may never have stood, and give its socket a moment to be gone."""
-    timeout_s = CLOSE_S_MAX if conn.connected() else GONE_S_MAX
+    """Close a connection, and give its socket a moment to be gone; one that never stood has none."""
     ending = conn.close()
-    if ending is not None:
-        await asyncio.wait({ending}, timeout=timeout_s)
+    if ending is not None and conn._protocol is not None:
+        await asyncio.wait({ending}, timeout=CLOSE_S_MAX)
 
 
 def _reasons(error: BaseException | None) -> set[str]:
