@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from crewline.cli.session import is_name
 from crewline.cli.settings import Settings, hoist
 from crewline.crews.bus_file import load_bus
 from crewline.crews.models_bus import EmbeddedBus, KafkaBus
@@ -67,3 +68,20 @@ def test_bus_and_keys_may_stand_anywhere() -> None:
 )
 def test_another_command_reaches_the_same_log(settings: Settings, address: str | None, file: Path | None, options: str) -> None:
     assert (settings.bus_address, settings.bus_file, settings.as_options) == (address, file, options)
+
+
+@pytest.mark.parametrize(
+    ("crew", "is_a_name"),
+    [("till", True), ("bare", True), ("whole", False), (".", False), ("x/y", False), ("gone.yaml", False), ("file", False)],
+)
+def test_a_crew_is_named_where_no_crew_file_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crew: str, is_a_name: bool
+) -> None:
+    """Beside a crew `hello` there often is a folder `hello`, with its tools."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("bare", "whole"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "whole" / "crew.yaml").touch()
+    (tmp_path / "file").touch()
+
+    assert is_name(crew) is is_a_name

@@ -85,8 +85,11 @@ def load(settings: Settings, file: Path, overlays: Sequence[Path], *, offline: b
 
 
 def is_name(crew: str) -> bool:
-    """Whether a crew is given by its name, not by its file."""
-    return not Path(crew).exists() and "/" not in crew and not crew.endswith((".yaml", ".yml"))
+    """Whether a crew is given by its name, not by its file. A folder of that name counts only if a crew is in it."""
+    path = Path(crew)
+    if "/" in crew or crew in (".", "..") or crew.endswith((".yaml", ".yml")):
+        return False
+    return not (path.is_file() or (path / CREW_FILE).is_file())
 
 
 @contextmanager
