@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, Records
 from aiokafka.structs import TopicPartition
 from crewline.bus import Batch, Message, Record
 from crewline.bus.kafka.bus import KafkaBus
+from crewline.bus.kafka.consumer import KafkaConsumer
 from crewline.errors import BusUnavailable, OffsetOutOfRange, RecordTooLarge, TopicMismatch, UnknownTopic
 from crewline.testing import until
 from crewline.topics import TopicSpec
@@ -178,6 +179,46 @@ async def test_a_full_buffer_refuses_what_would_not_fit_and_takes_on_when_there_
             except BusUnavailable:
                 continue
     await small.close()
+
+
+async def test_members_come_and_go_and_every_record_is_read_in_order(three: Cluster, bus: KafkaBus, topic: str) -> None:
+    positions = dict.fromkeys(range(PARTITIONS), 0)  # as a store keeps them: the next offset by partition
+
+    enough = asyncio.Event()
+
+    async def append() -> None:
+        while not enough.is_set():
+            await bus.append([Message(topic, b"k", b"x", partition=partition) for partition in range(PARTITIONS)])
+
+    async def assigned(partitions: Sequence[int]) -> Mapping[int, int]:
+        return {partition: positions[partition] for partition in partitions}
+
+    async def revoked(partitions: Sequence[int]) -> None: ...
+
+    async def read(consumer: KafkaConsumer) -> None:
+        while batches := await consumer.poll(60.0):
+            for record in [record for batch in batches for record in batch.records]:
+                # One that lost its partition without knowing repeats what its successor has read; nobody skips.
+                assert record.offset <= positions[record.partition]
+                positions[record.partition] = max(positions[record.partition], record.offset + 1)
+
+    async with await three.open() as second, await three.open() as third, asyncio.TaskGroup() as tasks:
+        appending = tasks.create_task(append())
+        members: list[KafkaConsumer] = []
+        for number in range(7):
+            opened = (bus, second, third)[number % 3]
+            members.append(await opened.consumer(topic, f"{topic}.group", assigned=assigned, revoked=revoked))
+            tasks.create_task(read(members[-1]))
+            await until(lambda: members[-1].assignment(), seconds=60)
+            if len(members) == 3:
+                await members.pop(0).close()  # its reading ends with it
+
+        enough.set()
+        await appending
+        _, ends = await bus.offsets(topic)
+        await until(lambda: positions == ends, seconds=60)
+        for member in members:
+            await member.close()
 
 
 # --- topics that change ------------------------------------------------------------------------

@@ -39,6 +39,7 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
         self._how = options.connection() | named
         self._locks: dict[tuple[Any, Any], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._followed: Counter[str] = Counter()
+        self._closing = False
         self.heard_at = 0.0  # when a broker answered last, by the loop's clock
 
     async def send(self, node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
@@ -91,8 +92,15 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
                 log.error("connecting to broker %s: %s", node_id, str(error) or type(error).__name__)
                 self.force_metadata_update()
                 return None
+            if self._closing:  # while it was being made
+                conn.close()
+                return None
             self._conns[place] = conn
             return conn
+
+    async def close(self) -> None:
+        self._closing = True
+        await super().close()
 
     async def _connect(self, node_id: Any) -> Any:
         broker = self.cluster.broker_metadata(node_id)
