@@ -45,6 +45,20 @@ def test_anything_else_is_no_time(given: Any) -> None:
         time_of(given)
 
 
+@pytest.mark.parametrize("value", [b"1" + b"0" * 400, b"-1" + b"0" * 4_000, *(b"[" * n + b"]" * n for n in range(940, 1_000, 3))])
+@pytest.mark.parametrize("said", [
+    {}, {"key": "'k'", "time": "event.id"}, {"key": "'k'", "when": "event.id == 1.0"},
+    *({"key": "'k'", "window": WindowRule("tumbling", HOUR, HOUR), "aggregates": {"n": f"{function}(event.id)"}}
+      for function in ("sum", "distinct", "slope", "last")),
+])  # fmt: skip
+def test_no_value_stops_the_one_who_takes_it(value: bytes, said: dict[str, Any]) -> None:
+    """Nobody outside may end a crew's process, and the next one's that begins with the same record."""
+    try:
+        take(record(None, raw=b'{"id": ' + value + b"}"), rule(**said), epoch=0, now_ms=NOW)
+    except NotTaken as error:
+        assert error.message
+
+
 def test_an_event_carries_what_the_windows_need_and_nothing_more() -> None:
     said = {"window": WindowRule("tumbling", HOUR, HOUR), "aggregates": {"n": "count()", "top": "max(event.x)"}}
     fresh = taken({"id": 7, "x": 2, "long": "y" * 1_000}, **said)

@@ -63,6 +63,8 @@ def take(record: Record, rule: TriggerRule, *, epoch: int, now_ms: int) -> Fresh
         raise NotTaken(error.message) from None
     except AggregateError as error:
         raise NotTaken(str(error)) from None
+    except (ArithmeticError, RecursionError, ValueError) as error:  # a number of 400 digits, 1,000 levels
+        raise NotTaken(f"it cannot be worked on: {type(error).__name__}: {error}") from None
     taken = ev.EventTaken(
         rule.digest, record.topic, record.partition, record.offset, at_ms, arrived_ms, epoch, operands,
         event if rule.needs_event else None,
