@@ -14,6 +14,7 @@ from crewline.records import Reader
 from crewline.triggers.rules import TriggerRule
 
 CHECK_S = 0.2
+CHECKS_A_GROUP = 15  # the group is asked every 3 s: a broker answers for all of its groups
 RETRY_S = 1.0
 
 
@@ -84,17 +85,21 @@ class TakenUntil:
             try:
                 now_ms = self._clock_ms()
                 begins, ends = await self._bus_of(rule.name).offsets(rule.topic)
-                while not await self._is_taken(rule, begins, ends):  # noqa: ASYNC110 (other processes take it too)
+                checks = 0
+                while not await self._is_taken(rule, begins, ends, ask_group=checks % CHECKS_A_GROUP == CHECKS_A_GROUP - 1):
+                    checks += 1
                     await asyncio.sleep(CHECK_S)
                 return now_ms
             except (BusError, StoreError):
                 await asyncio.sleep(RETRY_S)
 
-    async def _is_taken(self, rule: TriggerRule, begins: Mapping[int, int], ends: Mapping[int, int]) -> bool:
+    async def _is_taken(
+        self, rule: TriggerRule, begins: Mapping[int, int], ends: Mapping[int, int], *, ask_group: bool
+    ) -> bool:
         open_ones = [partition for partition, end in ends.items() if end > begins[partition]]
         marks = {partition: await self._store.mark(rule.intake, partition) for partition in open_ones}
         taken = {partition: mark.next_offset for partition, mark in marks.items() if mark is not None}
-        if any(taken.get(partition, 0) < ends[partition] for partition in open_ones):
+        if ask_group and any(taken.get(partition, 0) < ends[partition] for partition in open_ones):
             taken = await self._with_committed(rule, taken)
         for partition in open_ones:
             if (offset := taken.get(partition, begins[partition])) < ends[partition]:
