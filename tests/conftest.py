@@ -5,12 +5,14 @@ A server that is not there is an error, not a reason to skip. `-m "not servers"`
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from crewline.testing import until
 from secured import SecuredKafka
 from servers import KafkaServer, RedisServer, ServerAbsent
 
@@ -56,6 +58,14 @@ def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredK
         yield SecuredKafka(_started(server).directory)
     finally:
         server.stop()
+
+
+@pytest.fixture
+async def sockets_closed() -> AsyncIterator[None]:
+    """Let connections end before the loop does: TLS says goodbye and waits for the answer."""
+    yield
+    transports = getattr(asyncio.get_running_loop(), "_transports", {})  # of asyncio's own loop
+    await until(lambda: all(each._sock is None for each in list(transports.values())))
 
 
 @pytest.fixture(scope="session")

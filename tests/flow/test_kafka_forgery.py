@@ -27,6 +27,7 @@ from crewline.testing import until
 from crewline.topics import MARKET, CrewTopics, TopicSpec
 from secured import SecuredKafka
 
+pytestmark = pytest.mark.usefixtures("sockets_closed")
 CREW = """\
 schema: crew/v1
 name: vault
@@ -138,18 +139,18 @@ def deployed(secured_kafka: SecuredKafka, tmp_path_factory: pytest.TempPathFacto
 
 
 async def test_kafkas_own_tool_makes_the_same_of_the_printed_lines(deployed: Deployment) -> None:
-    config = deployed.kafka.directory / "admin.properties"
+    config, own = deployed.kafka.directory / "admin.properties", f"{deployed.topics.namespace}-"
     printed = crewline(
-        deployed.folder, "doctor", "-f", "kafka.yaml", "--acls", "--principal-prefix", "own-", "--command-config", str(config),
+        deployed.folder, "doctor", "-f", "kafka.yaml", "--acls", "--principal-prefix", own, "--command-config", str(config),
         "--bus", deployed.kafka.address(), "--json",
     )  # fmt: skip
-    lines = [line for line in json.loads(printed.stdout)["commands"] if "User:own-worker" in line or "User:own-deploy" in line]
+    lines = [line for line in json.loads(printed.stdout)["commands"] if f"User:{own}worker" in line or f"User:{own}deploy" in line]
     await deployed.kafka.acls_by_kafkas_tool(*lines)
 
     assert any("--resource-pattern-type prefixed" in line for line in lines)
     for role in ("worker", "deploy"):
-        given = await deployed.kafka.rights_of(f"User:own-{role}")
-        same = {acl._replace(principal=f"User:own-{role}") for acl in await deployed.kafka.rights_of(f"User:{role}")}
+        given = await deployed.kafka.rights_of(f"User:{own}{role}")
+        same = {acl._replace(principal=f"User:{own}{role}") for acl in await deployed.kafka.rights_of(f"User:{role}")}
         assert {acl for acl in same if deployed.topics.namespace in acl.resource[1]} < given <= same
 
 

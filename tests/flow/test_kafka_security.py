@@ -17,6 +17,7 @@ from crewline.errors import BusUnavailable, NotAllowed, UsageError
 from crewline.topics import TopicSpec
 from secured import Listening, SecuredKafka
 
+pytestmark = pytest.mark.usefixtures("sockets_closed")
 MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 WRONG = "Pw-geheim-9"
 
