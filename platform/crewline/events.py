@@ -516,7 +516,7 @@ class LimitAnswered(Event, frozen=True):
 class LimitSettled(Event, frozen=True):
     """What became of a reservation. Written by the guardrail to `<ns>.limits`; `ce_id` is its id with
     `:settled`. `ran`: it counts, with `amount`, until it leaves the window; otherwise it is given back.
-    `spent`: by a turn, and so it counts also if nobody had asked before the turn was over."""
+    `spent`: by a turn that ended at `at_ms` (broker time); so it counts also if nobody had asked before that."""
 
     TYPE: ClassVar[str] = "limit.settled"
 
@@ -524,6 +524,7 @@ class LimitSettled(Event, frozen=True):
     ran: bool
     amount: float = 0.0
     spent: bool = False
+    at_ms: int = 0
 
 
 # --- tools.<pool> ------------------------------------------------------------------------------

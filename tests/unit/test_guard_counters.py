@@ -210,6 +210,32 @@ def test_what_a_turn_spent_counts_once_whether_it_was_asked_before_or_not() -> N
     assert (answer.granted, answer.used) == (True, 6.0)
 
 
+def test_what_turns_spent_is_said_again_when_the_store_is_lost_and_counts_once() -> None:
+    """Then every conversation says once more what it has said, also of days long ago."""
+    bench = Bench()
+    said = [ev.LimitSettled(f"t{n}", True, 0.01, True, MIDNIGHT + n) for n in range(500)]
+    for settled in (*said, *said):
+        bench.fold(settled)
+    bench.fold(ev.LimitSettled("of yesterday", True, 8.0, True, MIDNIGHT - 1))
+    answer = bench.ask(asked("next", 0.0, call="", day=True))
+    assert answer is not None
+    assert answer.used == pytest.approx(5.0)
+    assert bench.ask(asked("t7", 0.0, call="", day=True)) is None, "its turn is over: nobody waits for an answer"
+    bench.now_ms += DAY_MS
+    bench.fold(said[0])
+    assert bench.ask(asked("a day later", 0.0, call="", day=True)).used == 0.0  # type: ignore[union-attr]
+
+
+def test_turns_that_are_remembered_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "TURNS_MAX", 100)
+    bench = Bench()
+    for n in range(1_000):
+        bench.fold(ev.LimitSettled(f"t{n}", True, 0.001, True, MIDNIGHT + n))
+    assert len(bench.counter.turns) <= 100 * 8
+    bench.fold(ev.LimitSettled("t999", True, 0.001, True, MIDNIGHT + 999))
+    assert bench.ask(asked("next", 0.0, call="", day=True)).used == pytest.approx(1.0)  # type: ignore[union-attr]
+
+
 def test_a_counter_stays_small_however_much_is_taken() -> None:
     bench = Bench()
     for n in range(2_000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -53,10 +54,8 @@ def test_anything_else_is_no_time(given: Any) -> None:
 ])  # fmt: skip
 def test_no_value_stops_the_one_who_takes_it(value: bytes, said: dict[str, Any]) -> None:
     """Nobody outside may end a crew's process, and the next one's that begins with the same record."""
-    try:
+    with contextlib.suppress(NotTaken):
         take(record(None, raw=b'{"id": ' + value + b"}"), rule(**said), epoch=0, now_ms=NOW)
-    except NotTaken as error:
-        assert error.message
 
 
 def test_an_event_carries_what_the_windows_need_and_nothing_more() -> None:

@@ -52,7 +52,9 @@ def settle_reserved(before: Conversation, after: Conversation, entry: Entry) -> 
     ends = [None if each.ended else _end_of(each.answer, before, after, entry) for each in reserved]
     if any(ends):
         reserved = tuple(
-            each if end is None else replace(each, ended=end[0], amount=end[1])
+            each if end is None else replace(
+                each, ended=end[0], amount=end[1], ended_ms=0 if each.answer.call else entry.at_ms
+            )
             for each, end in zip(reserved, ends, strict=True)
         )
         after = replace(after, reserved=reserved)
@@ -117,7 +119,7 @@ def _with_spent(conversation: str, turn: Turn, after: Conversation, at_ms: int) 
         id = f"{turn_id(conversation, turn.number)}:{limit}"
         if id not in known:
             answer = ev.LimitAnswered(id, limit, limit, turn.number, True, "reserve", 0.0, 0.0, 0.0)
-            reserved = (*reserved, Reserved(answer, "ran", spent_of(turn, what, at_ms)))
+            reserved = (*reserved, Reserved(answer, "ran", spent_of(turn, what, at_ms), at_ms))
     return replace(after, reserved=reserved)
 
 

@@ -158,11 +158,12 @@ class Rejected(State, frozen=True):
 
 class Reserved(State, frozen=True):
     """What a counter answered. `ended`: nothing rests on it any more, and its counter is to be told so:
-    whether the call ran, and what it came to (`amount`)."""
+    whether the call ran, and what it came to (`amount`); of a turn also when it ended (`ended_ms`)."""
 
     answer: ev.LimitAnswered
     ended: Literal["", "ran", "not_run"] = ""
     amount: float = 0.0
+    ended_ms: int = 0
 
 
 class Conversation(State, frozen=True):

@@ -11,6 +11,7 @@ Invariant: what `reserve` was granted, given back ones left out, never passes th
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from itertools import groupby
@@ -23,9 +24,10 @@ from crewline import events as ev
 from crewline.bus.base import Record
 from crewline.records import Entry
 
-COUNTER_VERSION = 1
+COUNTER_VERSION = 2
 DAY_MS = 86_400_000
 DONE_MAX = 128  # ids of settled reservations that are remembered, so that a repeated ask takes nothing
+TURNS_MAX = 100_000  # turns of one day that are remembered, in 8 bytes each: what they spent is said again after a store is lost
 PAST_MAX = 256  # entries a counter keeps apart; beyond that they are put together by time
 _SLICES = 64
 _SLICES_MS = (
@@ -54,12 +56,14 @@ class Open(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Counter(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One counter: a limit, for one of its keys."""
+    """One counter: a limit, for one of its keys. `turns` are those of `turns_day` whose spending it has."""
 
     key: str
     open: tuple[Open, ...] = ()
     past: tuple[Counted, ...] = ()
     done: tuple[str, ...] = ()
+    turns: bytes = b""
+    turns_day: int = 0
     # Why it cannot be trusted; then it grants nothing.
     problem: str | None = None
 
@@ -79,6 +83,8 @@ def _asked(counter: Counter, entry: Entry, asked: ev.LimitAsked) -> Counter:
     id = asked.reservation
     if id in counter.done or any(each.answer.reservation == id for each in counter.open):
         return counter  # a repeat is the same reservation
+    if not asked.call and _turn(id) in counter.turns:
+        return counter  # the turn is over, and counted
     counter = _without(counter, asked.replaces)
     at_ms = entry.at_ms
     since_ms = _since(at_ms, asked)
@@ -112,15 +118,40 @@ def _is_awaited(each: Open, since_ms: int, now_ms: int) -> bool:
 
 def _settled(counter: Counter, entry: Entry, settled: ev.LimitSettled) -> Counter:
     known = next((each for each in counter.open if each.answer.reservation == settled.reservation), None)
-    if known is None and not (settled.spent and settled.reservation not in counter.done):
+    if settled.spent:
+        # A call counts from when it was granted; what a turn spent, from when it ended.
+        at_ms = min(settled.at_ms or entry.at_ms, entry.at_ms)
+        after = _with_turn(counter, settled.reservation, at_ms // DAY_MS, is_open=known is not None)
+    elif known is not None:
+        at_ms = known.at_ms
+        after = _without(counter, (settled.reservation,))
+    else:
         return counter
-    after = _without(counter, (settled.reservation,))
+    if after is None:
+        return _without(counter, (settled.reservation,)) if known is not None else counter
     if not settled.ran or not settled.amount:
         return after
-    # A call counts from when it was granted; what a turn spent, from when that is known.
-    at_ms = entry.at_ms if known is None or settled.spent else known.at_ms
     past = (*after.past, Counted(at_ms, settled.amount))
     return replace(after, past=past if len(past) <= PAST_MAX else _merged(past))
+
+
+def _with_turn(counter: Counter, id: str, day: int, *, is_open: bool) -> Counter | None:
+    """Return the counter with one more turn that has said what it spent; None if it had said so before.
+
+    Of a day that is over nobody can tell any more, and it does not matter: only what is open is news then.
+    """
+    turn = _turn(id)
+    if turn in counter.turns or id in counter.done or (day < counter.turns_day and not is_open):
+        return None
+    after = _without(counter, (id,))
+    if day < counter.turns_day:
+        return after
+    turns = counter.turns if day == counter.turns_day else b""
+    return replace(after, turns=(turns + turn)[-8 * TURNS_MAX :], turns_day=day)
+
+
+def _turn(id: str) -> bytes:
+    return hashlib.sha256(id.encode()).digest()[:8]
 
 
 def _without(counter: Counter, gone: tuple[str, ...]) -> Counter:

@@ -174,7 +174,9 @@ class Guardrail:
         known = next((each for each in state.reserved if each.answer.reservation == effect.ref), None)
         if known is None:
             return ()
-        settled = ev.LimitSettled(effect.ref, known.ended == "ran", known.amount, not known.answer.call)
+        settled = ev.LimitSettled(
+            effect.ref, known.ended == "ran", known.amount, not known.answer.call, known.ended_ms
+        )
         return [self._to_limits(known.answer.key, settled, effect.id, state.id, known.answer.call)]
 
     def _to_limits(self, key: str, event: ev.Event, id: str, run: str, cause: str) -> Message:
