@@ -26,8 +26,11 @@ from pathlib import Path
 
 from crewline import events as ev
 from crewline import tool
+from crewline.bus.base import Message
+from crewline.client import Client
 from crewline.crews.running import Crew, Running
 from crewline.engine import EngineOptions
+from crewline.errors import BusUnavailable
 from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.records import Scribe
 from crewline.roster import Agent, Roster
@@ -145,10 +148,20 @@ async def publish(place: Place, count: int) -> None:
         scribe = Scribe(keys, source=place.namespace, now_ms=lambda: int(time.time() * 1000))
         topic = client.topics.conversations
         for start in range(0, count, BATCH):
-            await client.bus.append([
+            await append(client, [
                 scribe.message(topic, f"c{n}", ev.IntentPublished(HISTORY, agent="desk", user=f"u{n}"), id=f"c{n}", run=f"c{n}")
                 for n in range(start, min(start + BATCH, count))
             ])
+
+
+async def append(client: Client, messages: Sequence[Message]) -> None:
+    """Append `messages`, again if the log does not answer: a repeated intent is the same intent."""
+    while True:
+        try:
+            await client.bus.append(messages)
+            return
+        except BusUnavailable as error:
+            print(error, file=sys.stderr)
 
 
 async def approve(place: Place, conversations: Sequence[str]) -> None:
