@@ -106,8 +106,8 @@ def test_within_a_cooldown_nothing_fires_and_after_it_does_again() -> None:
 def test_the_same_window_has_the_same_id_and_every_other_has_another() -> None:
     ids = {firing_id(topic, key, window) for topic in ("a.triggers", "b.triggers") for key in ("t/1", "t/2", "u/1") for window in "12"}
     assert len(ids) == 12
-    log = Log(rule(when="n >= 1")).event(1)
-    assert [firing.id for firing in log.state().firings] == [firing_id(TOPIC, KEY, str(START))]
+    of = rule(when="n >= 1")
+    assert [firing.id for firing in Log(of).event(1).state().firings] == [firing_id(TOPIC, KEY, f"{of.digest}:{START}")]
 
 
 def test_a_session_closes_by_an_event_after_its_gap_or_by_time() -> None:
@@ -374,6 +374,19 @@ def test_a_changed_trigger_begins_with_new_windows_and_keeps_its_open_firings() 
     state = folded(new.event(3).entries, after, state)
     assert (len(state.firings), state.windows[0].values[0]) == (1, [1])
     assert folded(Log(before).event(9).entries, after, state) is state, "events of the other version count for nothing"
+
+
+def test_a_changed_trigger_asks_anew_and_not_for_what_is_answered_already() -> None:
+    """A repeated intent is not answered again: with the same id the firing would hold its place for a day."""
+    before, after = rule(when="n >= 1"), rule(when="n >= 2")
+    old = Log(before).event(1)
+    (first,) = old.state().firings
+    old.add(ev.FiringStarted(first.id)).add(answer(), id=first.id)
+    assert old.state().firings == ()
+    new = Log(after)
+    new.offsets = dict(old.offsets)
+    (second,) = folded(new.event(2).event(3).entries, after, old.state()).firings
+    assert second.id != first.id
 
 
 def test_records_of_a_trigger_that_is_gone_change_nothing() -> None:

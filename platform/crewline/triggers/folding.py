@@ -43,7 +43,10 @@ def fold(state: KeyState, entry: Entry, rules: Mapping[str, TriggerRule]) -> Key
 
 
 def firing_id(topic: str, trigger_key: str, window: str) -> str:
-    """Return the id of a firing: the same for the same namespace, trigger, key and window."""
+    """Return the id of a firing: the same for the same namespace, trigger, key and window.
+
+    A window is one of its trigger as it was then: an intent of a changed one must not pass for an answered one.
+    """
     return str(uuid.uuid5(_IDS, "\n".join((topic, trigger_key, window))))
 
 
@@ -138,7 +141,7 @@ def _if_true(
     when = rule.compiled.when
     if when is not None and not when.truth(values):
         return state
-    fired = _fire(state, entry, rule, at_ms, str(window.start_ms), values, window)
+    fired = _fire(state, entry, rule, at_ms, f"{rule.digest}:{window.start_ms}", values, window)
     marked = tuple(replace(each, fired=True) if each.start_ms == window.start_ms else each for each in fired.windows)
     return replace(fired, windows=marked)
 
