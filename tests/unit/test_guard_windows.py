@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -309,6 +311,33 @@ async def test_a_repeated_judgement_asks_for_the_same_reservation() -> None:
     first = desk.guard.act(effect, desk.state)
     again = desk.guard.act(effect, desk.state)
     assert [message.value for message in first] == [message.value for message in again]  # type: ignore[union-attr]
+
+
+async def test_an_owner_that_asks_otherwise_does_not_give_back_what_the_other_ones_verdict_rests_on() -> None:
+    desk, till = desk_with(PER_USER)
+    desk.reply(refund(80))
+    (ask,) = act(desk)
+    till.take(ask)
+    till.answer(till.asked[0].reservation)
+    (verdict,) = act(desk)  # on its way, while another owner comes with another crew file
+
+    desk.guard.use(desk.roster, make_policies(limits=(replace(PER_USER, max=300),), policies=FREE))
+    (ask,) = act(desk)
+    till.take(ask)
+    desk.append(verdict)
+    till.answer(till.asked[1].reservation)
+    await till.run()
+
+    assert [each.ran for each in till.settled] == [False], "the second reservation, on which nothing rests"
+    assert till.used('per-user/"u1"') == 80
+    desk.finish("ok")
+    await till.run()
+    assert till.used('per-user/"u1"') == 80
+
+
+def act(desk: Desk) -> Sequence[Message]:
+    (effect,) = desk.guard.pending(desk.state)
+    return desk.guard.act(effect, desk.state)  # type: ignore[return-value]
 
 
 async def test_the_facts_of_a_judgement_are_looked_up_once() -> None:

@@ -151,11 +151,13 @@ class Guardrail:
             return self._verdict(effect, state, call, judge, decision)
         asked = decision.ask
         # What this call has taken of the same counter before is given back by the same record: it must not
-        # stand in its own way. (After an expired verdict, say.)
+        # stand in its own way. (After an expired verdict, say.) Not what was taken for this very judgement: another
+        # owner, with other facts or another crew file, may be writing the verdict that rests on it.
         replaces = tuple(
             each.answer.reservation
             for each in state.reserved
             if each.answer.call == call.id and each.answer.key == asked.key and each.ended != "ran"
+            and each.answer.judgement < call.judgement
         )
         return [self._asked(state, asked, call=call.id, judgement=call.judgement, replaces=replaces)]
 
