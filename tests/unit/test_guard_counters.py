@@ -156,6 +156,22 @@ def test_there_is_room_again_when_enough_has_left() -> None:
     assert answer.again_ms == MIDNIGHT + 62_000  # when the third of them leaves: 4 are left
 
 
+@pytest.mark.parametrize("day", [False, True])
+def test_a_clock_that_jumps_ahead_and_back_gives_nothing_back(day: bool) -> None:
+    bench = Bench(now_ms=MIDNIGHT - 120_000)
+    if day:
+        bench.fold(ev.LimitSettled("t1", True, MAX, True, bench.now_ms))
+    else:
+        bench.ask(asked("r1", MAX))
+        bench.fold(ev.LimitSettled("r1", True, MAX))
+    call = "" if day else "call"
+    for later_ms, granted in ((121_000 if day else 90_000, True), (1_000, False)):  # after the window, and in it again
+        bench.now_ms = MIDNIGHT - 120_000 + later_ms
+        answer = bench.ask(asked(f"at {later_ms}", 0.0 if day else 1.0, call=call, day=day))
+        assert answer is not None
+        assert answer.granted is granted
+
+
 def test_tenths_add_up() -> None:
     bench = Bench()
     granted = [bench.ask(asked(f"r{n}", 0.1, most=0.3)).granted for n in range(4)]  # type: ignore[union-attr]

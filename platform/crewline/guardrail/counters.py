@@ -28,6 +28,9 @@ COUNTER_VERSION = 2
 DAY_MS = 86_400_000
 DONE_MAX = 128  # ids of settled reservations that are remembered, so that a repeated ask takes nothing
 TURNS_MAX = 100_000  # turns of one day that are remembered, in 8 bytes each: what they spent is said again after a store is lost
+# What has left its window is kept so much longer (as long as the window at most; of days a day): a clock that has jumped
+# ahead comes back.
+JUMP_MS = 600_000
 PAST_MAX = 256  # entries a counter keeps apart; beyond that they are put together by time
 _SLICES = 64
 _SLICES_MS = (
@@ -87,11 +90,11 @@ def _asked(counter: Counter, entry: Entry, asked: ev.LimitAsked) -> Counter:
         return counter  # the turn is over, and counted
     counter = _without(counter, asked.replaces)
     at_ms = entry.at_ms
-    since_ms = _since(at_ms, asked)
+    kept_ms = _since(at_ms, asked) - (DAY_MS if asked.day else min(JUMP_MS, int(asked.window_s * 1000)))
     counter = replace(
         counter,
-        open=tuple(each for each in counter.open if _is_awaited(each, since_ms, at_ms)),
-        past=tuple(each for each in counter.past if each.at_ms > since_ms),
+        open=tuple(each for each in counter.open if _is_awaited(each, kept_ms, at_ms)),
+        past=tuple(each for each in counter.past if each.at_ms > kept_ms),
     )
     answer = room(counter, at_ms, asked)
     taken = asked.amount if answer.granted and asked.take != "look" else 0.0
@@ -100,7 +103,8 @@ def _asked(counter: Counter, entry: Entry, asked: ev.LimitAsked) -> Counter:
 
 def room(counter: Counter, at_ms: int, asked: ev.LimitAsked) -> ev.LimitAnswered:
     """Return whether `asked`, at `at_ms`, has room beside all that counts."""
-    counts = sorted(_counts(counter), key=lambda each: each.at_ms)
+    since_ms = _since(at_ms, asked)
+    counts = sorted((each for each in _counts(counter) if each.at_ms > since_ms), key=lambda each: each.at_ms)
     used = math.fsum(each.amount for each in counts)
     fits = _fits(used, asked)
     return ev.LimitAnswered(
@@ -112,7 +116,7 @@ def room(counter: Counter, at_ms: int, asked: ev.LimitAsked) -> ev.LimitAnswered
 
 
 def _is_awaited(each: Open, since_ms: int, now_ms: int) -> bool:
-    """Return whether a reservation still counts; or, if it takes nothing, whether its answer may be on its way."""
+    """Return whether a reservation may still count; or, if it takes nothing, whether its answer may be on its way."""
     return each.at_ms > since_ms or (not each.amount and each.at_ms > now_ms - DAY_MS)
 
 
