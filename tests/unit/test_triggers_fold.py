@@ -376,6 +376,18 @@ def test_a_changed_trigger_begins_with_new_windows_and_keeps_its_open_firings() 
     assert folded(Log(before).event(9).entries, after, state) is state, "events of the other version count for nothing"
 
 
+def test_a_firing_goes_on_as_it_began_when_its_trigger_is_changed() -> None:
+    alone = rule(window=None, aggregates={}, input={})
+    log, id = asked(scatter())
+    answers = [Log(alone).add(answer(), id=ask_id(id, capability)).entries[0] for capability in ("a.do", "b.do", "c.do")]
+    (firing,) = folded(answers, alone, log.state()).firings
+    assert (firing.stage, [each.id for each in firing.asked]) == ("gather", [id])
+
+    log, id = asked(alone)
+    answered = Log(scatter()).add(answer(), id=id).entries
+    assert folded(answered, scatter(), log.state()).firings == (), "its one answer is there: nothing is gathered"
+
+
 def test_a_changed_trigger_asks_anew_and_not_for_what_is_answered_already() -> None:
     """A repeated intent is not answered again: with the same id the firing would hold its place for a day."""
     before, after = rule(when="n >= 1"), rule(when="n >= 2")

@@ -173,7 +173,7 @@ def _time(state: KeyState, entry: Entry, event: ev.TimePassed, rule: TriggerRule
     now_ms = min(event.until_ms, entry.at_ms)  # the owner's clock may be ahead of the log's
     for firing in state.firings:
         if firing.started_ms is not None and firing.deadline_ms <= now_ms:
-            state = _on_deadline(state, entry, rule, firing)
+            state = _on_deadline(state, entry, firing)
     if event.silent and rule.window is not None and state.rule == rule.digest and state.event_ms is not None:
         state = _close(state, entry, rule, windowing.clock_at(state, now_ms))
     return state
@@ -203,7 +203,7 @@ def _fire(
         say = f"full: {FIRINGS_MAX:,} firings of this key wait already"
         return _with_letter(replace(state, full=state.full + 1), rule, Letter(f"letter:{id}", say, state.topic, -1, -1, input))
     asks = tuple(Asked(id if rule.gather is None else ask_id(id, each), each) for each in rule.asks)
-    firing = Firing(id, input, user, conversation, asks)
+    firing = Firing(id, input, user, conversation, asks, gather=rule.gather)
     fired_ms = at_ms if state.fired_ms is None else max(state.fired_ms, at_ms)
     return replace(state, firings=(*state.firings, firing), fired_ms=fired_ms)
 
@@ -235,7 +235,7 @@ def _started(state: KeyState, entry: Entry, event: ev.FiringStarted, rule: Trigg
     firing = _firing(state, event.firing)
     if firing is None or firing.started_ms is not None:
         return state
-    timeout_ms = rule.gather.timeout_ms if rule.gather is not None else HELD_MS
+    timeout_ms = firing.gather.timeout_ms if firing.gather is not None else HELD_MS
     return _put(state, replace(firing, started_ms=entry.at_ms, deadline_ms=entry.at_ms + timeout_ms))
 
 
@@ -256,10 +256,10 @@ def _answered(state: KeyState, entry: Entry, event: ev.IntentAnswered, rule: Tri
             if asked.id == entry.id and asked.answered is None:
                 answers = (*firing.asked[:n], replace(asked, answered=_kept(event)), *firing.asked[n + 1 :])
                 firing = replace(firing, asked=answers)
-                if firing.stage == "gather" or rule.gather is None:
+                if firing.stage == "gather" or firing.gather is None:
                     return _drop(state, firing)
                 after = _put(state, firing)
-                return _gather(after, entry, rule, firing) if _has_enough(rule, firing) else after
+                return _gather(after, entry, firing) if _has_enough(firing) else after
     return state
 
 
@@ -271,26 +271,26 @@ def _kept(event: ev.IntentAnswered) -> ev.IntentAnswered:
     return replace(event, status="failed", answer=None, reason=reason)
 
 
-def _has_enough(rule: TriggerRule, firing: Firing) -> bool:
-    assert rule.gather is not None
+def _has_enough(firing: Firing) -> bool:
+    assert firing.gather is not None
     answers = [each.answered for each in firing.asked if each.answered is not None]
     if len(answers) == len(firing.asked):
         return True
     done = sum(answer.status == "done" for answer in answers)
-    if rule.gather.wait_for == "all":
+    if firing.gather.wait_for == "all":
         return False
-    return done >= (1 if rule.gather.wait_for == "any" else len(firing.asked) // 2 + 1)
+    return done >= (1 if firing.gather.wait_for == "any" else len(firing.asked) // 2 + 1)
 
 
-def _on_deadline(state: KeyState, entry: Entry, rule: TriggerRule, firing: Firing) -> KeyState:
-    if rule.gather is not None and firing.stage == "ask":
-        return _gather(state, entry, rule, firing)
+def _on_deadline(state: KeyState, entry: Entry, firing: Firing) -> KeyState:
+    if firing.gather is not None and firing.stage == "ask":
+        return _gather(state, entry, firing)
     return _drop(state, firing)
 
 
-def _gather(state: KeyState, entry: Entry, rule: TriggerRule, firing: Firing) -> KeyState:
+def _gather(state: KeyState, entry: Entry, firing: Firing) -> KeyState:
     """The scatter is over: what has arrived goes to the gathering intent."""
-    assert rule.gather is not None
+    assert firing.gather is not None
     findings = {each.capability: _finding(each.answered) for each in firing.asked}
     given = firing.input if isinstance(firing.input, dict) else {"event": firing.input}
     gathered = tuple(
@@ -300,7 +300,7 @@ def _gather(state: KeyState, entry: Entry, rule: TriggerRule, firing: Firing) ->
         firing,
         stage="gather",
         input={**given, "findings": findings},
-        asked=(Asked(firing.id, rule.gather.intent),),
+        asked=(Asked(firing.id, firing.gather.intent),),
         deadline_ms=entry.at_ms + HELD_MS,
         gathered=gathered,
     )

@@ -106,7 +106,7 @@ class Triggers:
         firing = _firing(state, effect.ref)
         asked = next(each for each in firing.asked if each.id == effect.id)
         rule = self._rules[state.trigger]
-        scattered = rule.gather is not None and firing.stage == "ask"
+        scattered = firing.gather is not None and firing.stage == "ask"
         intent = ev.IntentPublished(
             input=firing.input,
             capability=asked.capability,

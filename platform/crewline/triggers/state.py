@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from crewline import events as ev
+from crewline.triggers.rules import Gathering
 
 
 class State(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -47,7 +48,8 @@ class Firing(State, frozen=True):
     """What a trigger asks for. `id` is uuid5 of trigger, key and window: a repeat is the same intent.
 
     `started_ms`: when it got a place (broker time; None: it waits for one). `stage` `gather`: the scatter is
-    over, and `asked` is the gathering intent alone. `deadline_ms`: when the stage ends in any case.
+    over, and `asked` is the gathering intent alone. `deadline_ms`: when the stage ends in any case. `gather` is
+    the trigger's as it was when it fired: a changed one does not change what is under way.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Firing(State, frozen=True):
     stage: Literal["ask", "gather"] = "ask"
     deadline_ms: int = 0
     gathered: tuple[ev.Gathered, ...] = ()
+    gather: Gathering | None = None
 
 
 class Letter(State, frozen=True):

@@ -18,7 +18,7 @@ from crewline.triggers.state import KeyState
 
 log = logging.getLogger("crewline.triggers")
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 _COUNTED = ("late", "held_back", "full")
 
 
