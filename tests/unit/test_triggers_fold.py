@@ -139,6 +139,12 @@ def test_an_event_between_two_sessions_makes_one_of_them() -> None:
     assert (session.start_ms, session.end_ms, session.values) == (START, START + 5 * MINUTE, ([3], [30.0]))
 
 
+def test_sessions_of_values_too_far_apart_for_a_double_become_one_all_the_same() -> None:
+    of = rule(window=SESSION, aggregates={"n": "count()", "spread": "stddev(event.amount)"})
+    (session,) = Log(of).event(0, 1e200).event(3.2, -1e200, arrived=0).event(1.6, arrived=0).state().windows
+    assert session.values[0] == [3], "no record is left out for it"
+
+
 def test_the_due_time_of_silence_counts_from_the_last_arrival() -> None:
     of = rule(window=SESSION)
     state = Log(of).event(0, arrived=2).state()

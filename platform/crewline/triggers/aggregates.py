@@ -130,7 +130,7 @@ def _spread_both(one: Value, other: Value) -> Value:
         return one if one[0] else other
     n = one[0] + other[0]
     distance = other[1] - one[1]
-    return [n, one[1] + distance * other[0] / n, one[2] + other[2] + distance**2 * one[0] * other[0] / n]
+    return [n, one[1] + distance * other[0] / n, one[2] + other[2] + distance * distance * one[0] * other[0] / n]
 
 
 def _deviation(value: Value) -> float:
