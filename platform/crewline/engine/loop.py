@@ -17,7 +17,7 @@ from crewline.crashpoints import reach
 from crewline.engine import collector
 from crewline.engine.base import Effect, EngineOptions, Role, S
 from crewline.engine.outbox import Outbox
-from crewline.engine.ownership import Key, Part
+from crewline.engine.ownership import Key, Part, tried_again
 from crewline.errors import BusError, StoreError
 from crewline.records import Reader
 
@@ -88,7 +88,7 @@ class Engine(Outbox[S]):
                         self._ready.set()
                 except (BusError, StoreError) as error:
                     self._note_failed(error)
-                    log.warning("%s: %s; trying again", self.role.name, error)
+                    tried_again.warning("%s: %s; trying again", self.role.name, error)
                     await self._pause(self._options.retry_s_max / 10)
             await self._drain()
         finally:
@@ -174,7 +174,7 @@ class Engine(Outbox[S]):
                     raise
                 failures += 1
                 self._note_failed(error)
-                log.warning("%s: partitions %s cannot be loaded: %s; trying again", self.role.name, partitions, error)
+                tried_again.warning("%s: partitions %s cannot be loaded: %s; trying again", self.role.name, partitions, error)
                 await self._pause(self._backoff(failures))
 
     async def _revoked(self, partitions: Sequence[int]) -> None:
@@ -217,7 +217,7 @@ class Engine(Outbox[S]):
         effects = () if held.frozen_at is not None else self.role.pending(held.state)
         held.pending = False
         if held.begun or held.acked:
-            self._end_others(held, [effect.id for effect in effects])
+            self._end_others(held, {effect.id for effect in effects})
         elif not effects:
             held.failures = 0
             return
@@ -236,7 +236,7 @@ class Engine(Outbox[S]):
         if not held.begun:
             held.failures = 0
 
-    def _end_others(self, held: Key[S], open_ids: list[str]) -> None:
+    def _end_others(self, held: Key[S], open_ids: set[str]) -> None:
         """End what the state does not ask for any more."""
         for gone in [id for id in held.begun if id not in open_ids]:
             del held.begun[gone]

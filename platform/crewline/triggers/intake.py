@@ -185,7 +185,7 @@ class Intake:
             log.warning("trigger %s: topic %s was made anew; its partition %d is taken from the beginning",
                         self.rule.name, self.rule.topic, partition)
             await self._store.drop(self.name, partition)
-            return _Part(begin, self._clock_ms(), 0)
+            return _Part(begin, max(self._clock_ms(), epoch + 1), 0)
         if offset < begin:
             self.counts["gap"] += begin - offset
             log.error("trigger %s: records %d to %d of %s partition %d were removed before they were taken; going on "

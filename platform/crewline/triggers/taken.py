@@ -78,6 +78,8 @@ class TakenUntil:
             # Many keys fall silent together: one look does for all that are due by then.
             while self._until_ms[trigger] < due_ms:
                 self._until_ms[trigger] = await self._look(self._rules[trigger])
+                if self._until_ms[trigger] < due_ms:  # the clock went back
+                    await asyncio.sleep(CHECK_S)
             return self._until_ms[trigger]
 
     async def _look(self, rule: TriggerRule) -> int:
