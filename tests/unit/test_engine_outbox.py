@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from crewline.bus.base import Message, Position
 from crewline.engine import Effect, EngineOptions
 from crewline.engine.outbox import Outbox
-from crewline.engine.ownership import Key, Part
+from crewline.engine.ownership import Key, Part, tried_again
 from crewline.errors import BusUnavailable, UnknownTopic
 
 TOPIC = "demo.conversations"
@@ -83,6 +84,23 @@ async def test_the_same_records_are_appended_until_they_are_acknowledged() -> No
 
     assert bench.bus.calls == [[b"a"]] * 3
     assert held.begun == {"a": 7}
+
+
+async def test_an_outage_is_said_once_and_then_with_a_count(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("crewline.bus.repeated.time", SimpleNamespace(monotonic=lambda: now[0]))  # not the loop's
+    [limit] = tried_again.filters
+    monkeypatch.setattr(limit, "_seen", {})
+    bench = Bench(Refusing(*[BusUnavailable("the broker is away")] * 50))
+    bench.owe("a")
+    await bench.calm()
+    assert [each.getMessage() for each in caplog.records] == ["worker: append failed: the broker is away; trying again"]
+
+    now[0] = 10.0
+    bench.bus.errors = [BusUnavailable("the broker is away")]
+    bench.owe("b")
+    await bench.calm()
+    assert caplog.messages[1:] == ["worker: append failed: the broker is away; trying again (49 more like this in between)"]
 
 
 async def test_an_owed_record_is_acknowledged_and_not_before() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import socket
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+from aiokafka import errors as kafka
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from crewline.bus.kafka import open_bus
 from crewline.bus.kafka.admin import Topic, differences, settings
-from crewline.bus.kafka.logs import OnceInAWhile
-from crewline.bus.kafka.options import KafkaOptions, parse_address
+from crewline.bus.kafka.logs import limit_logs
+from crewline.bus.kafka.membership import retrieved
+from crewline.bus.kafka.options import KafkaOptions, Security, parse_address
+from crewline.bus.kafka.probe import probe
+from crewline.bus.repeated import OnceInAWhile
 from crewline.errors import BusUnavailable, UsageError
 from crewline.topics import TopicSpec
 
@@ -72,8 +81,8 @@ def test_every_difference_of_a_topic_is_named() -> None:
 
 def test_a_line_of_the_log_that_repeats_itself_is_counted_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("crewline.bus.kafka.logs.time.monotonic", lambda: now[0])
-    limit = OnceInAWhile()
+    monkeypatch.setattr("crewline.bus.repeated.time.monotonic", lambda: now[0])
+    limit = OnceInAWhile(30.0)
 
     def line() -> logging.LogRecord:
         return logging.LogRecord("aiokafka.conn", logging.ERROR, "conn.py", 7, "no %s", ("broker",), None)
@@ -83,3 +92,95 @@ def test_a_line_of_the_log_that_repeats_itself_is_counted_instead(monkeypatch: p
     last = line()
     assert limit.filter(last)
     assert last.getMessage() == "no broker (3 more like this in between)"
+
+
+async def test_aiokafka_says_of_an_ordinary_rebalance_only_to_whoever_looks_for_bugs(caplog: pytest.LogCaptureFixture) -> None:
+    class Coordinator:  # as little of one as a heartbeat takes
+        group_id, generation, member_id = "g", 3, "m"
+
+        async def _send_req(self, _: object) -> object:
+            return SimpleNamespace(error_code=kafka.RebalanceInProgressError.errno)
+
+        def request_rejoin(self) -> None: ...
+
+    log = logging.getLogger("aiokafka.consumer.group_coordinator")
+    limit_logs()
+    try:
+        caplog.set_level(logging.INFO, log.name)
+        assert await GroupCoordinator._do_heartbeat(Coordinator())
+        assert caplog.records == []
+        caplog.set_level(logging.DEBUG, log.name)
+        await GroupCoordinator._do_heartbeat(Coordinator())
+        assert {each.levelname for each in caplog.records} == {"DEBUG"}
+        assert "rebalancing" in caplog.text
+    finally:
+        for each in list(log.filters):
+            log.removeFilter(each)
+
+
+async def test_a_commit_that_fails_after_nobody_waits_for_it_is_not_the_loops_to_report() -> None:
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    go = asyncio.Event()
+
+    async def commit() -> None:
+        await go.wait()
+        raise kafka.RequestTimedOutError
+
+    start = retrieved(commit)
+    task = start()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.shield(task)  # as aiokafka does
+    go.set()
+    await asyncio.wait({task})
+    del task
+    gc.collect()
+    assert reported == []
+
+
+class Fenced:
+    """A connection to a broker that names no broker in its first answers."""
+
+    answers: ClassVar[list[list[tuple[int, str, int, str]]]]
+    _protocol = None
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    async def connect(self) -> None: ...
+
+    async def send(self, _: object) -> object:
+        return SimpleNamespace(brokers=self.answers.pop(0) if self.answers else [])
+
+    def close(self) -> None: ...
+
+
+async def no_listener(*_: object) -> None: ...
+
+
+FENCED = KafkaOptions(("broker:9092",), connect_s_max=0.05, retry_s=0.001)
+
+
+@pytest.fixture
+def fenced(monkeypatch: pytest.MonkeyPatch) -> type[Fenced]:
+    monkeypatch.setattr("crewline.bus.kafka.probe.AIOKafkaConnection", Fenced)
+    monkeypatch.setattr("crewline.bus.kafka.probe.look_at", no_listener)
+    Fenced.answers = []
+    return Fenced
+
+
+async def test_a_broker_that_is_starting_is_asked_again(fenced: type[Fenced]) -> None:
+    fenced.answers = [[], [], [(1, "broker", 9092, "")]]
+    await probe(replace(FENCED, connect_s_max=10.0))
+    assert fenced.answers == []
+
+
+@pytest.mark.parametrize("security", ["PLAINTEXT", "SASL_PLAINTEXT"])
+async def test_a_broker_that_names_none_is_starting_or_fenced(security: Security, fenced: type[Fenced]) -> None:
+    with pytest.raises(BusUnavailable, match="broker:9092: the broker is starting, or fenced: it names no broker"):
+        await probe(replace(FENCED, security=security, username="u", password="p"))
+
+
+async def test_after_a_token_no_broker_means_that_it_was_not_taken(fenced: type[Fenced]) -> None:
+    with pytest.raises(BusUnavailable, match="did not take the token"):
+        await probe(replace(FENCED, security="SASL_PLAINTEXT", sasl_mechanism="OAUTHBEARER"))

@@ -5,6 +5,7 @@ opening.py  a bus by its address, and the keys that go with it
 sqlite/     the embedded log: one file, no server
 kafka/      the log on Apache Kafka
 bell.py     waking other processes of this host
+repeated.py a line of the log that repeats itself is counted instead
 """
 
 from crewline.bus.base import RECORD_BYTES_MAX as RECORD_BYTES_MAX

@@ -4,7 +4,6 @@ records again until they are acknowledged."""
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -13,11 +12,9 @@ from crewline_memory.base import MemoryStore
 from crewline.bus.base import Bus, Message, Position
 from crewline.crashpoints import reach
 from crewline.engine.base import Effect, EngineOptions, Role, S
-from crewline.engine.ownership import Ownership, Part
+from crewline.engine.ownership import Ownership, Part, tried_again
 from crewline.errors import BusError, RecordTooLarge, UnknownTopic
 from crewline.records import Reader
-
-log = logging.getLogger("crewline.engine")
 
 # Whose the records are (None: nobody's, a partition's), and the records.
 Sent = Sequence[tuple[Part[Any] | None, bytes, Effect | None, Sequence[Message]]]
@@ -82,12 +79,12 @@ class Outbox(Ownership[S]):
                         self._append([item])
                     return
                 self._note("append_failed")
-                log.error("%s: %s", self.role.name, error)
+                tried_again.error("%s: %s", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
                 outbox = [item for item in outbox if self._is_wanted(*item[:3])]
             elif isinstance(error, BusError):
                 self._note("append_failed")
-                log.warning("%s: append failed: %s; trying again", self.role.name, error)
+                tried_again.warning("%s: append failed: %s; trying again", self.role.name, error)
                 await asyncio.sleep(self._backoff(failures))
             else:
                 raise error

@@ -16,6 +16,7 @@ from typing import Any, Generic
 from crewline_memory.base import Mark, MemoryStore, Snapshot
 
 from crewline.bus.base import Batch, Bus, Consumer, Message, Record
+from crewline.bus.repeated import OnceInAWhile
 from crewline.crashpoints import reach
 from crewline.engine.base import EngineOptions, Noted, Observer, Role, S
 from crewline.errors import BusError, CrewlineError, OffsetOutOfRange, RecordInvalid, StoreError, UnknownEvent
@@ -23,6 +24,8 @@ from crewline.events import header
 from crewline.records import Entry, Reader, held_key
 
 log = logging.getLogger("crewline.engine")
+tried_again = logging.getLogger("crewline.engine.tried_again")  # what an outage has every role say, again and again
+tried_again.addFilter(OnceInAWhile(10.0))
 
 # In a mark's carry, before the role's own: how many keys there must be. The store counts what it has.
 _COUNT_BYTES = 8
@@ -203,7 +206,7 @@ class Ownership(Generic[S]):
                 # The batch waits: the consumer does not hand it out twice, and no record may be left out.
                 failures += 1
                 self._note_failed(error)
-                log.warning("%s: %s; trying again", self.role.name, error)
+                tried_again.warning("%s: %s; trying again", self.role.name, error)
                 await self._pause(self._backoff(failures))
                 if self._stopping.is_set():
                     return False

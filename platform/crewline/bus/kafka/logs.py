@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import logging
-import time
+
+from crewline.bus.repeated import OnceInAWhile
 
 REPEAT_S = 30.0
+ORDINARY = "Heartbeat failed for group %s because it is rebalancing"  # so a member hears of any coming and going
 
 
-class OnceInAWhile(logging.Filter):
-    """Lets a line of one place in the code pass once per `REPEAT_S`, and says how often it came meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: dict[tuple[str, int], tuple[float, int]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        now = time.monotonic()
-        place = (record.name, record.lineno)
-        since, held_back = self._seen.get(place, (-REPEAT_S, 0))
-        if now - since < REPEAT_S:
-            self._seen[place] = (since, held_back + 1)
-            return False
-        self._seen[place] = (now, 0)
-        if held_back:
-            record.msg = f"{record.getMessage()} ({held_back} more like this in between)"
-            record.args = ()
-        return True
+def is_worth_saying(record: logging.LogRecord) -> bool:
+    """Return whether to pass a line on. aiokafka warns of each rebalance: that is for whoever looks for bugs."""
+    if record.msg == ORDINARY and record.levelno > logging.DEBUG:
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+    return True
 
 
-_filter = OnceInAWhile()
+_filter = OnceInAWhile(REPEAT_S)
 
 
 def limit_logs() -> None:
     """Limit every logger of aiokafka, and of the bus on it, that there is by now. Again: no change."""
     for name in list(logging.root.manager.loggerDict):
         if name == "aiokafka" or name.startswith(("aiokafka.", "crewline.bus.kafka")):
-            logging.getLogger(name).addFilter(_filter)  # a parent's filters do not see a child's records
+            logger = logging.getLogger(name)  # a parent's filters do not see a child's records
+            logger.addFilter(is_worth_saying)
+            logger.addFilter(_filter)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
@@ -72,6 +72,7 @@ class Membership:
 
     async def _start(self) -> None:
         await self._client.start()
+        self._client._coordinator._do_commit_offsets = retrieved(self._client._coordinator._do_commit_offsets)
         await self._client._fetcher.close()  # it would only look, five times a second, for something to do
 
     # --- is it up? -----------------------------------------------------------------------------
@@ -169,6 +170,21 @@ class Membership:
         if self._client._fetcher is not None:
             self._client._fetcher._fetch_task.cancel()
         await self._client._client.close()
+
+
+def retrieved(commit: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., asyncio.Task[None]]:
+    """Return `commit` as a task whose failure somebody has seen.
+
+    aiokafka shields its commits: of one that fails after `commit` has given up nobody would hear but the loop,
+    which says so at length.
+    """
+
+    def start(*args: Any) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(commit(*args))
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return task
+
+    return start
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

@@ -80,14 +80,23 @@ async def _ask(server: str, options: KafkaOptions, until: float) -> list[str] | 
 
 
 async def _metadata(host: str, port: int, options: KafkaOptions, left_s: float) -> list[str]:
-    """Sign in and ask which brokers there are; return their addresses."""
+    """Sign in and ask which brokers there are, again while there are none; return their addresses."""
     conn = AIOKafkaConnection(host, port, request_timeout_ms=ms(left_s), **options.connection())
+    answered = False
     try:
         async with asyncio.timeout(left_s):
             await conn.connect()
-            answer = await conn.send(MetadataRequest([], allow_auto_topic_creation=False))
-        if not answer.brokers:  # so ends a token that was not taken: aiokafka does not read why
-            raise SaslAuthenticationFailed()
-        return [f"{broker[1]}:{broker[2]}" for broker in answer.brokers]
+            while not (brokers := (await conn.send(MetadataRequest([], allow_auto_topic_creation=False))).brokers):
+                if options.signs_in_by_token:  # so ends one that was not taken: aiokafka does not read why
+                    raise SaslAuthenticationFailed()
+                answered = True
+                await asyncio.sleep(options.retry_s)
+        return [f"{broker[1]}:{broker[2]}" for broker in brokers]
+    except TimeoutError:
+        if answered:
+            raise BusUnavailable(
+                "the broker is starting, or fenced: it names no broker", hint="try again in a moment, or see the broker's log"
+            ) from None
+        raise
     finally:
         await closed(conn)
