@@ -31,6 +31,7 @@ class Broker:
         self.heard_at = 0.0
         self.gone: set[str] = set()
         self.leaderless = False
+        self.knows_topics = True
         self.leaves = False  # as it fails
         self.says = list(says)
         self.taken: dict[tuple[int, int], list[bytes | None]] = {}  # by producer and first number
@@ -154,6 +155,21 @@ async def test_a_topic_that_is_gone_is_said_after_a_while(producers: list[Produc
     broker.gone.add("demo.t")
     with pytest.raises(UnknownTopic, match=r"demo\.t' any more"):
         await producer.append([message(b"b")])
+
+
+async def test_no_topic_is_said_to_be_gone_while_no_broker_tells_of_topics(producers: list[Producer]) -> None:
+    broker = Broker()
+    broker.options = replace(OPTIONS, connect_s_max=0.001)
+    producer = producer_on(broker, producers)
+    await producer.append([message(b"a")])
+    broker.gone.add("demo.t")
+    broker.knows_topics = False
+    call = producer.append([message(b"b")])
+    asked = broker.refreshed
+    await until(lambda: broker.refreshed > asked + 20)  # far longer than a topic may be unknown
+
+    broker.gone.clear()
+    assert await call == [Position("demo.t", 0, 1)]
 
 
 async def test_a_batch_that_nobody_waits_for_is_not_sent_again(producers: list[Producer]) -> None:

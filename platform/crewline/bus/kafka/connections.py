@@ -40,6 +40,7 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
         self._locks: dict[tuple[Any, Any], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._followed: Counter[str] = Counter()
         self._closing = False
+        self.knows_topics = False  # only brokers, if any: no topic is known to be missing then
         self.heard_at = 0.0  # when a broker answered last, by the loop's clock
 
     async def send(self, node_id: Any, request: Any, *, group: Any = ConnectionGroup.DEFAULT) -> Any:
@@ -119,6 +120,7 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
     async def _metadata_update(self, cluster_metadata: Any, topics: Any) -> bool:
         if await self._ask_brokers(cluster_metadata, topics):
             return True
+        self.knows_topics = False
         try:
             async with asyncio.timeout(self._request_timeout_ms / 1000):
                 await self.bootstrap()
@@ -141,5 +143,6 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
                 # Whoever asked for a topic that is not there says so; aiokafka would say it at each update.
                 answer.topics = [each for each in answer.topics if each[0] != kafka.UnknownTopicOrPartitionError.errno]
                 cluster_metadata.update_metadata(answer)
+                self.knows_topics = True
                 return True
         return False

@@ -127,7 +127,7 @@ class Sender:
     def _leaderless(self, lane: Lane, now: float) -> None:
         lane.not_before = now + self._options.retry_s
         self._wire.refresh_soon()
-        if self._wire.known_partitions(lane.topic) is not None:
+        if self._wire.known_partitions(lane.topic) is not None or not self._wire.client.knows_topics:
             lane.unknown_since = None
         elif lane.unknown_since is None:
             lane.unknown_since = now
