@@ -31,11 +31,11 @@ def test_every_topic_of_a_crew_is_written_by_somebody_and_created_by_deploy(name
     assert not any(each.creates for role, each in rights.items() if role != "deploy")
 
 
-def test_a_pool_sees_its_own_topic_and_writes_results() -> None:
+def test_a_pool_sees_its_own_topic_and_writes_results_and_progress() -> None:
     [pool] = [each for each in rights_of(crew("support")) if each.role == "tools.main"]
 
     assert pool.reads == ("customer-support.tools.main",)
-    assert pool.writes == ("customer-support.tools.main", "customer-support.conversations")
+    assert pool.writes == ("customer-support.tools.main", "customer-support.conversations", "customer-support.tokens")
     assert pool.groups == ("customer-support.tools.main",)
 
 

@@ -53,7 +53,7 @@ def rights_of(config: CrewConfig) -> list[Rights]:
         *(
             Rights(
                 f"tools.{pool}", "runs tools with their credentials",
-                reads=(topics.tools(pool),), writes=(topics.tools(pool), topics.conversations),
+                reads=(topics.tools(pool),), writes=(topics.tools(pool), topics.conversations, topics.tokens),
                 groups=(f"{namespace}.tools.{pool}",),
             )
             for pool in pools
