@@ -491,6 +491,17 @@ async def test_lag_is_what_was_not_committed(bus: Bus) -> None:
     assert (lag.lag, lag.lag_s) == (0, 0.0)
 
 
+async def test_whoever_opens_the_log_sees_how_far_a_group_is(bus: Bus, opened: Open) -> None:
+    await bus.append([message(str(number), partition=0) for number in range(5)])
+    member = await Member().join(bus)
+    await poll_until(lambda: len(member.records) == 5, member)
+    await member.consumer.commit({0: 3})
+
+    lags = {lag.partition: lag for lag in await (await opened()).lags() if lag.group == GROUP}
+    assert lags.keys() == set(range(PARTITIONS))
+    assert (lags[0].topic, lags[0].committed, lags[0].end) == (TOPIC, 3, 5)
+
+
 async def test_callbacks_may_append_and_ask_for_offsets(bus: Bus) -> None:
     class Busy(Member):
         async def assigned(self, partitions: Sequence[int]) -> Mapping[int, int]:

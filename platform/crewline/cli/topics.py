@@ -92,7 +92,6 @@ async def _lag(out: Output, pattern: str, every_s: float | None, show: Callable[
     async with open_log(out.settings) as bus:
         while True:
             try:
-                await bus.topics()  # a bus on Kafka leaves topics out that it has not heard of yet
                 lags = [each for each in await bus.lags() if fnmatchcase(each.group, pattern)]
                 write(sys.stdout, CLEAR if redrawn else "")
                 show(out, lags)
