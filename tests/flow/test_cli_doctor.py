@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def test_topics_are_compared_and_made_when_asked(folder: Path, kafka_address: st
     code, found = look(folder, "-f", "kafka.yaml")
     assert (code, found["topics"][0]) == (0, "warning"), "the first `up` makes them"
     assert found["clock"][0] == "warning"
-    assert found["topics"][1].startswith("0 there, as they must be; not there: till-")
+    # The market is one for all crews of a broker: somebody may have made it.
+    assert re.match(r"[01] there, as they must be; not there: till-", found["topics"][1])
     code, found = look(folder, "-f", "kafka.yaml", "--create-topics")
     assert (code, found["topics"][0]) == (0, "ok"), found
     assert "the broker" in found["clock"][1]
