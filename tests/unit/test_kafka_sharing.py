@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
-from crewline.bus.kafka.sharing import Claim, share
+from aiokafka.coordinator.protocol import ConsumerProtocol
+from crewline.bus.kafka.sharing import Assignor, Claim, share
 
 
 def settle(claims: dict[str, Claim], partitions: int) -> list[dict[str, list[int]]]:
@@ -44,6 +47,30 @@ def test_a_claim_on_what_is_not_there_is_nothing() -> None:
 
 def test_nobody_gets_nothing() -> None:
     assert share({}, range(3)) == {}
+
+
+class Partitions:
+    """What an assignor asks of a cluster."""
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return {0, 1, 2, 3}
+
+
+def test_every_member_is_told_whether_another_share_comes_at_once() -> None:
+    given: list[tuple[list[int], bool]] = []
+
+    def take_up(partitions: Sequence[int], more: bool) -> None:
+        given.append((list(partitions), more))
+
+    owned: dict[str, Claim] = {"a": Claim(1, (0, 1, 2, 3)), "b": Claim()}
+    for _ in range(2):
+        assignors = {member: Assignor(partial(owned.__getitem__, member), take_up) for member in owned}
+        joins = {member: each.metadata(["t"]) for member, each in assignors.items()}
+        for member, answer in assignors["a"].assign(Partitions(), joins).items():
+            assignors[member].on_assignment(ConsumerProtocol.ASSIGNMENT.decode(answer.encode()))
+        owned = {"a": Claim(2, (0, 1)), "b": Claim(2)}
+
+    assert given == [([0, 1], True), ([], True), ([0, 1], False), ([2, 3], False)]
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -116,7 +116,9 @@ class Membership:
         coordinator = self._client._coordinator
         return coordinator.generation if coordinator is not None else -1
 
-    def _take_up(self, partitions: Sequence[int]) -> None:
+    def _take_up(self, partitions: Sequence[int], more: bool) -> None:
+        # A heartbeat is how one hears of the next round; until that, what moves is nobody's.
+        self._client._coordinator._heartbeat_interval_ms = ms(self._options.retry_s if more else self._options.heartbeat_s)
         for number in partitions:
             tp = TopicPartition(self.topic, number)
             self._client.pause(tp)  # until it is closed, its own fetcher has nothing to do

@@ -3,7 +3,8 @@
 Kafka's classic protocol lets the group's leader decide. Each member says in its join what it owns; a
 partition that is to move is given to nobody as long as its owner claims it. The owner, finding it
 gone from its share, lets go and joins again; then it is free. So a rebalance that moves partitions
-takes two rounds, and those that stay are read on in between (KIP-429's idea; aiokafka's own sticky
+takes two rounds; every member is told that a second one comes, so that it asks for it often: what moves
+is nobody's until then. Those that stay are read on in between (KIP-429's idea; aiokafka's own sticky
 assignor revokes everything in each rebalance, and gives to the new owner while the old one still works).
 """
 
@@ -16,6 +17,7 @@ import msgspec
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
 NAME = "crewline.sticky"
+MORE = b"more"  # said with a share: something is withheld until its owner lets go, and another share comes
 
 
 class Claim(msgspec.Struct, frozen=True, array_like=True):
@@ -58,12 +60,13 @@ class Assignor:
 
     Args:
         claim: returns what this member owns; called at each join.
-        given: called with this member's share, in the same step of the loop in which aiokafka takes it up.
+        given: called with this member's share, and whether another one comes at once, in the same step of the loop
+            in which aiokafka takes it up.
     """
 
     name = NAME
 
-    def __init__(self, claim: Callable[[], Claim], given: Callable[[Sequence[int]], None]) -> None:
+    def __init__(self, claim: Callable[[], Claim], given: Callable[[Sequence[int], bool], None]) -> None:
         self._claim = claim
         self._given = given
 
@@ -73,15 +76,19 @@ class Assignor:
     def assign(self, cluster: Any, members: Mapping[str, Any]) -> dict[str, Any]:
         topics = sorted({topic for metadata in members.values() for topic in metadata.subscription})
         shares: dict[str, list[tuple[str, list[int]]]] = {member: [] for member in members}
+        more = False
         for topic in topics:  # one, unless somebody else's consumer is in the group
             claims = {member: _claim_of(metadata) for member, metadata in members.items() if topic in metadata.subscription}
             partitions = sorted(cluster.partitions_for_topic(topic) or ())
-            for member, numbers in share(claims, partitions).items():
+            given = share(claims, partitions)
+            for member, numbers in given.items():
                 shares[member].append((topic, numbers))
-        return {member: ConsumerProtocolMemberAssignment(0, each, b"") for member, each in shares.items()}
+            more = more or sum(map(len, given.values())) < len(partitions)
+        said = MORE if more else b""
+        return {member: ConsumerProtocolMemberAssignment(0, each, said) for member, each in shares.items()}
 
     def on_assignment(self, assignment: Any) -> None:
-        self._given([tp.partition for tp in assignment.partitions()])
+        self._given([tp.partition for tp in assignment.partitions()], assignment.user_data == MORE)
 
 
 def _claim_of(metadata: Any) -> Claim:
