@@ -32,6 +32,8 @@ def test_a_template_passes_its_check_and_its_tests(tmp_path: Path, template: str
     for args in (["init", "mine", "--template", template], ["check", "mine/crew.yaml", "-f", "mine/kafka.yaml"]):
         done = subprocess.run([*command, *args], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
+        if args[0] == "init":
+            assert "next: cd mine && crewline up . --offline" in done.stderr, "it is asked by events, not by a person"
     tests = [sys.executable, "-m", "pytest", "-q"]
     done = subprocess.run(tests, cwd=tmp_path / "mine", capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -101,7 +101,7 @@ async def _look(path: Path | None, overlays: list[Path], settings: Settings, *, 
     loaded: list[CrewConfig] = []
     crew = list(crew_findings(path, overlays, loaded, offline=offline)) if path is not None else []
     config = loaded[0] if loaded else None
-    findings = [*setup_findings(settings.state, config), *crew]
+    findings = [*setup_findings(settings.state, config, offline=offline), *crew]
     if config is None and path is not None:
         return findings
     try:

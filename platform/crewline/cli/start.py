@@ -9,7 +9,8 @@ import typer
 
 from crewline.cli import settings as globals_
 
-_QUESTIONS = {"support": "My lamp arrived broken, order A-1001. Can I have my money back?"}  # its script has an answer
+# What the templates' scripts have an answer to. Those that are not here are asked by triggers.
+_QUESTIONS = {"support": "My lamp arrived broken, order A-1001. Can I have my money back?", "hello": "hello"}
 
 
 def demo(
@@ -74,4 +75,6 @@ def init(
     if settings.json:
         out.document({"directory": str(directory), "files": written})
     else:
-        out.say(f"\nnext: cd {directory} && crewline run . \"{_QUESTIONS.get(template, 'hello')}\" --offline --user u-7", tone="dim")
+        question = _QUESTIONS.get(template)
+        asked = f'run . "{question}" --offline --user u-7' if question else "up . --offline"
+        out.say(f"\nnext: cd {directory} && crewline {asked}", tone="dim")

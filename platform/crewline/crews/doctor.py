@@ -45,14 +45,14 @@ class Finding:
     exit_code: int = 0
 
 
-def setup_findings(state: Path, config: CrewConfig | None) -> Iterator[Finding]:
-    """Look at Python, the packages that the crew needs, and the state folder."""
+def setup_findings(state: Path, config: CrewConfig | None, *, offline: bool) -> Iterator[Finding]:
+    """Look at Python, the packages that the crew needs (with `offline`: for no other model than `offline`), and the state folder."""
     version = platform.python_version()
     if sys.version_info >= PYTHON:
         yield Finding("python", "ok", version)
     else:
         yield Finding("python", "problem", f"{version} is too old", "use Python 3.11 or newer", 1)
-    for extra, packages in _packages(config).items():
+    for extra, packages in _packages(config, offline=offline).items():
         missing = [name for name in packages if importlib.util.find_spec(name) is None]
         if missing:
             hint = f"pip install 'crewline[{extra}]'"
@@ -62,14 +62,14 @@ def setup_findings(state: Path, config: CrewConfig | None) -> Iterator[Finding]:
     yield _folder(state)
 
 
-def _packages(config: CrewConfig | None) -> dict[str, list[str]]:
+def _packages(config: CrewConfig | None, *, offline: bool) -> dict[str, list[str]]:
     """Return the packages beyond the base install that the crew needs, by extra."""
     needed: dict[str, list[str]] = {}
     if config is not None and config.bus.kind == "kafka":
         needed["kafka"] = ["aiokafka", "cramjam"]
     if config is not None and config.memory.store == "redis":
         needed["redis"] = ["redis"]
-    if config is not None and any(model.provider == "openai" for model in config.models.values()):
+    if config is not None and not offline and any(model.provider == "openai" for model in config.models.values()):
         needed["openai"] = ["openai"]
     return needed
 
