@@ -30,7 +30,7 @@ class CrewlineError(Exception):
     """Base of all errors that users meet.
 
     `code` is stable: the log, the command line and HTTP show it. `exit_code` is what the command
-    line ends with (console-and-cli: 1 failed, 2 usage, 3 config, 4 broker, 5 not found, 6 denied,
+    line ends with (console-and-cli: 1 failed, 2 usage, 3 config, 4 log or store, 5 not found, 6 denied,
     7 held, 8 timeout, 9 cancelled).
     """
 
@@ -129,6 +129,7 @@ class StoreError(CrewlineError):
     """The memory store did not answer or refused."""
 
     code = "store"
+    exit_code = 4
 
 
 class ModelError(CrewlineError):

@@ -262,7 +262,8 @@ def load_keys(folder: Path) -> Keyring:
     Raises: UsageError if the folder is missing, or a file in it is no key.
     """
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no keys folder; make one with `crewline keys init {folder}`")
+        raise UsageError(f"{folder}: there is no keys folder; make one with `crewline keys init {folder}`",
+                         hint="or name another folder: --keys DIR")  # fmt: skip
     secret = {path.stem: _read_key(path) for path in sorted(folder.glob("*.key"))}
     return Keyring(
         deployment=secret.get("seal"),

@@ -78,6 +78,16 @@ def test_a_crew_file_and_what_it_refers_to(folder: Path) -> None:
     assert "log" not in found, "where it is, is not known"
 
 
+def test_offline_nothing_of_other_models_is_missed(folder: Path) -> None:
+    file = folder / "crew.yaml"
+    models = "  big: {provider: openai, model: m}\n  offline: {provider: scripted, script: script.yaml}\n"
+    file.write_text(file.read_text().replace("models:\n", "models:\n" + models))
+    assert look(folder)[1]["packages"][:2] == ("ok", "openai: openai")
+    code, found = look(folder, "--offline")
+    assert code == 0
+    assert "packages" not in found, "`up --offline` asks no model of them"
+
+
 def test_kafka_needs_keys_and_a_broker(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         server = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -85,6 +95,7 @@ def test_kafka_needs_keys_and_a_broker(folder: Path) -> None:
     code, found = look(folder, "-f", "kafka.yaml")
     assert (code, found["keys"][0]) == (2, "problem")
     assert "crewline keys init" in found["keys"][1]
+    assert found["keys"][2] == "or name another folder: --keys DIR"
     assert found["log"][0] == "problem"
     assert f"{server}: connection refused" in found["log"][1]
 

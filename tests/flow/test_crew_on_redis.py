@@ -211,6 +211,7 @@ async def test_a_store_that_is_away_is_not_asked_again_at_every_record(
 
 async def test_a_crew_whose_store_is_not_there_does_not_start(bench: Bench, crew: Crew, redis_server: RedisServer) -> None:
     redis_server.kill()
-    with pytest.raises(StoreError, match=rf"Redis at 127\.0\.0\.1:{redis_server.port} cannot be reached"):
+    with pytest.raises(StoreError, match=rf"Redis at 127\.0\.0\.1:{redis_server.port} cannot be reached") as told:
         async with crew.up(state=bench.state, store=redis_server.url):
             pass
+    assert told.value.exit_code == 4, "as of a log that is not there: whoever supervises the process starts it again"

@@ -17,7 +17,7 @@ EXIT_CODES = {
     FAILED: "the run failed",
     USAGE: "the command line is wrong",
     CONFIG: "the crew file is wrong",
-    BROKER: "the log does not answer or refuses",
+    BROKER: "the log or the store does not answer or refuses",
     NOT_FOUND: "there is no run, call, tool or topic of that name",
     DENIED: "denied, by the guardrail or a person",
     HELD: "held for approval, and nobody was there to ask",
@@ -33,6 +33,7 @@ _HINTS = {
     "bus.damaged": "stop what runs on it, and restore the state folder from a copy",
     "bus.unknown_topic": "crewline topics list",
     "bus.topic_mismatch": "name another state folder: --state DIR",
+    "store": "crewline doctor looks at it; docs/memory.md says what it must be like",
     "run.failed": "crewline runs show last",
 }
 
