@@ -28,7 +28,7 @@ def up(
     files: Annotated[list[str] | None, typer.Argument(help="Crew files or their folders; default: ./crew.yaml.")] = None,
     overlay: Annotated[list[Path] | None, typer.Option("-f", "--overlay", help="Lay this file over the crew file.")] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="ROLES", help="Run these roles alone: worker,guardrail,tools,tools.NAME.")
+        str | None, typer.Option(metavar="ROLES", help="Run these roles alone: worker,guardrail,triggers,tools,tools.NAME.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use the scripted model named `offline`.")] = False,
     drain: Annotated[
