@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -87,7 +88,10 @@ def test_a_held_call_without_anybody_to_ask_stays_held(shop: Shop) -> None:
     ran = shop.ended["held"]
     assert (ran.returncode, ran.stdout) == (7, ""), ran.stderr
     assert "pay held: Over 10 needs a person" in ran.stderr
-    assert "→ crewline approvals approve" in ran.stderr
+    (hint,) = re.findall(r"→ crewline approvals approve (.*)   then: crewline up", ran.stderr)
+    shown = crewline(shop.folder, "approvals", "show", *hint.split())
+    assert shown.returncode == 0, "what is to be typed reaches the same log: " + shown.stderr
+    assert hint in shown.stderr, "and so does what it says in turn"
 
 
 def test_out_of_time_is_not_out_of_the_log(shop: Shop, here: Any) -> None:

@@ -56,7 +56,7 @@ async def _list(settings: Settings) -> None:
             for each in waiting
         ]
         out.table(("call", "status", "agent", "wants", "user", "since"), rows)
-        out.say(f"decide: crewline approvals show {waiting[0].id}", tone="dim")
+        out.say(f"decide: crewline approvals show {waiting[0].id}{settings.as_options}", tone="dim")
 
 
 def document(each: OpenCall) -> dict[str, Any]:
@@ -94,10 +94,10 @@ async def _show(settings: Settings, prefix: str) -> None:
     for line in panel(found, color=out.color_out):
         out.put(line)
     if found.call.status == "held":
-        out.say(f"crewline approvals approve {found.id}   (or edit, deny)", tone="dim")
+        out.say(f"crewline approvals approve {found.id}{settings.as_options}   (or edit, deny)", tone="dim")
     else:
         out.say("It was started, and nobody knows whether it ran. Look at the other side, then:", tone="yellow")
-        out.say(f"crewline approvals resolve {found.id} ran|not-run|give-up", tone="dim")
+        out.say(f"crewline approvals resolve {found.id} ran|not-run|give-up{settings.as_options}", tone="dim")
 
 
 @app.command("approve")
@@ -202,7 +202,8 @@ def _say(out: Output, found: OpenCall, decision: Decision, by: str, counts: Fram
     elif out.settings.json:
         out.document({"call": found.id, "decision": decision, "by": by, "counts": ours, "run": found.run})
     elif ours:
-        out.say(f"{_WORDS[decision]}: {found.call.name}, by {by}; see it go on: crewline runs watch {found.run}")
+        watch = f"crewline runs watch {found.run}{out.settings.as_options}"
+        out.say(f"{_WORDS[decision]}: {found.call.name}, by {by}; see it go on: {watch}")
     else:
         out.say("the call is closed already: the decision does not count", tone="yellow")
 
@@ -256,4 +257,4 @@ async def _resolve(settings: Settings, prefix: str, what: str, by: str | None, o
     if settings.json:
         out.document({"call": found.id, "resolution": _RESOLUTIONS[what], "by": by, "run": found.run})
     else:
-        out.say(f"{what}: {found.call.name}, says {by}; see it go on: crewline runs watch {found.run}")
+        out.say(f"{what}: {found.call.name}, says {by}; see it go on: crewline runs watch {found.run}{settings.as_options}")

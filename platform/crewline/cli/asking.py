@@ -169,7 +169,7 @@ class Asking:
         elif self._holds.on_hold == "fail":
             return self._nobody(handle, self._then(f"crewline approvals approve {held.call}"))
         else:
-            self._out.say(f"it waits: crewline approvals approve {held.call}", tone="dim")
+            self._out.say(f"it waits: crewline approvals approve {held.call}{self._session.reach}", tone="dim")
         return None
 
     def _ask(self, held: ev.CallJudged) -> None:
@@ -188,6 +188,7 @@ class Asking:
         )
 
     def _then(self, command: str) -> str:
+        command += self._session.reach
         return command if self._session.again is None else f"{command}   then: {self._session.again}"
 
     def _nobody(self, handle: Handle, hint: str) -> Ended:

@@ -126,7 +126,7 @@ class Talk:
             reason = ended.event.reason
             self._out.say_error(
                 reason.code if reason else ended.status, reason.say if reason else f"the turn {ended.status}",
-                f"crewline runs show {handle.intent}",
+                f"crewline runs show {handle.intent}{self._session.reach}",
             )
         elif ended.event is not None and intent is None:
             self._out.say(asking.closing(ended), tone="dim")

@@ -76,7 +76,7 @@ def run(
         if settings.json:
             out.document(_result(ended, handle.intent, handle.conversation))
         elif ended.event is not None:
-            _finish(out, ended, asking.closing(ended))
+            _finish(out, ended, asking.closing(ended), session.reach)
         session.code = ended.code
     raise typer.Exit(ended.code)
 
@@ -106,7 +106,7 @@ def _result(ended: Ended, run: str, conversation: str) -> dict[str, object]:
     return result | {"exit_code": ended.code}
 
 
-def _finish(out: Output, ended: Ended, closing: str) -> None:
+def _finish(out: Output, ended: Ended, closing: str, reach: str) -> None:
     event = ended.event
     assert event is not None
     assert ended.frame is not None
@@ -115,7 +115,7 @@ def _finish(out: Output, ended: Ended, closing: str) -> None:
         out.answer(ended.answer)
         out.say("")
     out.say(closing, tone="dim")
-    show = f"crewline runs show {ended.frame.run}"
+    show = f"crewline runs show {ended.frame.run}{reach}"
     if event.status == "done":
         out.say(f"trace:  {show}", tone="dim")
     else:

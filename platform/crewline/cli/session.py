@@ -35,12 +35,14 @@ class At(NamedTuple):
 @dataclass(slots=True)
 class Session:
     """A crew at hand, its loop in the background. `again` runs it, if it was started here from its file;
+    `reach` are the options by which another command reaches the same log, each with a blank before it;
     `code` is what the process ends with if the crew cannot be left in good order."""
 
     background: Background
     at: At
     host: Future[None]
     again: str | None
+    reach: str
     code: int = 0
 
     @property
@@ -55,7 +57,7 @@ class Session:
     def goes_on(self, run: str) -> str:
         """Return what becomes of a run when this command leaves it."""
         if self.again is None:
-            return f"run {run} goes on; see it: crewline runs watch {run}"
+            return f"run {run} goes on; see it: crewline runs watch {run}{self.reach}"
         return f"run {run} is kept in the log; go on with it: {self.again}"
 
 
@@ -82,6 +84,18 @@ def load(settings: Settings, file: Path, overlays: Sequence[Path], *, offline: b
 
     named = [settings.bus_file] if settings.bus_file is not None else []
     return Crew.load(file, overlays=[*overlays, *named], offline=offline)
+
+
+def reach(settings: Settings, running: Running | None) -> str:
+    """Return the options by which another command reaches a crew, each with a blank before it.
+
+    `running` is the crew if it was started here, from a file: an overlay of it may say where the log is.
+    """
+    config = running.crew.config if running is not None else None
+    named = ""
+    if running is not None and running.where.kafka is not None and settings.bus is None and config is not None:
+        named = f" --bus {config.place('bus').file}"
+    return f"{named}{settings.as_options}"
 
 
 def is_name(crew: str) -> bool:
@@ -116,7 +130,8 @@ def open_session(
         leave = background.run(_event())
         host = background.start(_host(opened, ready, leave))
         host.add_done_callback(lambda ended: _tell(ended, ready))
-        session = Session(background, ready.result(), host, again)
+        at = ready.result()
+        session = Session(background, at, host, again, reach(settings, at.running))
         try:
             yield session
         finally:

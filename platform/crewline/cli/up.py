@@ -138,6 +138,8 @@ async def _tell(running: Running, out: Output) -> None:
 
 def _say_ready(running: Running, out: Output) -> None:
     """Print the status block of a crew that is up."""
+    from crewline.cli.session import reach
+
     roster = running.roster
     rows = [
         ("crew", f"{roster.crew} {roster.version}"),
@@ -146,7 +148,7 @@ def _say_ready(running: Running, out: Output) -> None:
         ("roles", ", ".join(running.roles) or "none"),
         ("state", str(running.state)),
         *_where(running),
-        ("ask it", f'crewline run {roster.topics.namespace} "…" --agent {running.entry}{_reached(running, out)}'),
+        ("ask it", f'crewline run {roster.topics.namespace} "…" --agent {running.entry}{reach(out.settings, running)}'),
     ]
     out.say("\n".join(f"{name:<8} {value}" for name, value in rows))
 
@@ -160,16 +162,8 @@ def _where(running: Running) -> list[tuple[str, str]]:
     return [("bus", f"{where.bus} ({where.kafka.tried})"), ("memory", memory)]
 
 
-def _reached(running: Running, out: Output) -> str:
-    """Return the options by which another command reaches this crew."""
-    config = running.crew.config
-    named = ""
-    if running.where.kafka is not None and out.settings.bus is None and config is not None:
-        named = f" --bus {config.place('bus').file}"
-    return f"{named}{out.settings.as_options}"
-
-
 async def _follow(running: Running, tail: Tail, out: Output) -> None:
+    from crewline.cli.session import reach
     from crewline.errors import CrewlineError
     from crewline.projection import frame_of
     from crewline.records import Reader
@@ -178,6 +172,7 @@ async def _follow(running: Running, tail: Tail, out: Output) -> None:
     reader = Reader(running.client.keyring, partitions=partitions)
     worker = running.engines["worker"]
     seen: set[str] = set()
+    options = reach(out.settings, running)
     try:
         while True:
             for batch in await tail.poll(5.0):
@@ -186,7 +181,7 @@ async def _follow(running: Running, tail: Tail, out: Output) -> None:
                         frame = frame_of(record, stands=None, event=reader.read(record).event)
                     except CrewlineError:  # forged, or of a newer version: shown as such
                         frame = frame_of(record, stands=False)
-                    if frame.event_id not in seen and (line := happening(frame)):
+                    if frame.event_id not in seen and (line := happening(frame, options)):
                         seen.add(frame.event_id)
                         _print(running, frame, line, out)
     finally:
@@ -204,8 +199,11 @@ def _print(running: Running, frame: Frame, line: str, out: Output) -> None:
     out.say(f"{paint(at, 'dim', on=out.color_err)} {running.roster.crew}  {line}")
 
 
-def happening(frame: Frame) -> str:
-    """Return a turn's start or end, or a held or unknown call, in a line; "" for everything else."""
+def happening(frame: Frame, reach: str) -> str:
+    """Return a turn's start or end, or a held or unknown call, in a line; "" for everything else.
+
+    `reach` are the options by which another command reaches the crew.
+    """
     from crewline import events as ev
     from crewline.cli.text import clean, count
 
@@ -220,9 +218,9 @@ def happening(frame: Frame) -> str:
             if event.spent.steps:
                 said += f" ({count(event.spent.steps, 'step')}, {count(event.spent.tool_calls, 'call')})"
         case ev.CallJudged(decision="require_approval"):
-            said = f"⏸ {event.agent}'s {event.tool} waits: crewline approvals show {event.call}"
+            said = f"⏸ {event.agent}'s {event.tool} waits: crewline approvals show {event.call}{reach}"
         case ev.CallCompleted(outcome="unknown"):
-            said = f"⏸ nobody knows whether {event.call} ran: crewline approvals list"
+            said = f"⏸ nobody knows whether {event.call} ran: crewline approvals list{reach}"
         case ev.RecordRejected():
             said = f"✗ record rejected: {event.code}: {event.say}"
         case _:
