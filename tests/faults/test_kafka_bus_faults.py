@@ -105,7 +105,9 @@ class Member:
 # --- brokers -----------------------------------------------------------------------------------
 
 
-async def test_the_only_broker_is_killed_and_comes_back_elsewhere(tmp_path_factory: pytest.TempPathFactory, topic: str) -> None:
+async def test_the_only_broker_is_killed_and_comes_back_elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
     server = KafkaServer(tmp_path_factory.mktemp("one"))
     one = Cluster(server.start())
     elsewhere = free_port()
@@ -121,6 +123,7 @@ async def test_the_only_broker_is_killed_and_comes_back_elsewhere(tmp_path_facto
         await until(lambda: load.failed)
         await one.start(port=elsewhere)
         await load.goes_on()
+        assert "broker 1 is there again" in caplog.messages, "whoever read that it is away reads this too"
         await load.finish()
         await bus.close()
         await reading.close()

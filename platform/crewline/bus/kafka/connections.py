@@ -40,6 +40,7 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
         self._locks: dict[tuple[Any, Any], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._followed: Counter[str] = Counter()
         self._closing = False
+        self._away: set[Any] = set()  # the brokers that a connection could not be made to, until one is
         self.knows_topics = False  # only brokers, if any: no topic is known to be missing then
         self.heard_at = 0.0  # when a broker answered last, by the loop's clock
 
@@ -91,12 +92,16 @@ class BrokerClient(AIOKafkaClient):  # type: ignore[misc]  # aiokafka has no typ
                 conn = await self._connect(node_id)
             except (OSError, TimeoutError, kafka.KafkaError) as error:
                 log.error("connecting to broker %s: %s", node_id, str(error) or type(error).__name__)
+                self._away.add(node_id)
                 self.force_metadata_update()
                 return None
             if self._closing:  # while it was being made
                 conn.close()
                 return None
             self._conns[place] = conn
+            if node_id in self._away:
+                self._away.discard(node_id)
+                log.warning("broker %s is there again", node_id)
             return conn
 
     async def close(self) -> None:
