@@ -276,7 +276,7 @@ class Marketplace:
             async with asyncio.timeout(2.0):
                 await self._bus.append([self._scribe.tombstone(MARKET, key) for key in keys])
         except (BusError, TimeoutError) as error:
-            log.warning("the advertisements were not withdrawn (their lease ends in %g s): %s", LEASE_S, error)
+            log.warning("the advertisements were not withdrawn (their lease ends in %g s): %s", LEASE_S, str(error) or "no answer")
 
     def _key(self, agent: str) -> str:
         return f"{self._roster.crew}/{agent}/{self._instance}"
