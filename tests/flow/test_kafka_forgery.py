@@ -183,7 +183,7 @@ async def test_a_role_may_do_nothing_that_is_not_its_work(deployed: Deployment) 
     new: Doing = lambda bus: bus.create_topics([TopicSpec(f"{namespace}.more", 1)])  # noqa: E731 - beside its likes
     forbidden: dict[str, list[Doing]] = {
         "tools.main": [
-            *map(write, (payments, topics.tokens, topics.audit, topics.limits, MARKET)),
+            *map(write, (payments, topics.audit, topics.limits, MARKET)),
             *map(read, (topics.conversations, payments, topics.tokens, MARKET)),
             join(main, f"{namespace}.tools.payments"), join(main, f"{namespace}.worker"), new,
         ],
