@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,12 @@ Server = TypeVar("Server", KafkaServer, RedisServer)
 
 # A test that asks for one of these gets the marker `servers`. One that asks by `getfixturevalue` bears it itself.
 FIXTURES = {"kafka_address", "secured_kafka", "redis_url", "redis_server"}
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, whoever started us: a shell's background job is made to ignore it, and its children with it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
