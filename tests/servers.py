@@ -14,10 +14,12 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 START_S = 10.0
+LOOK_S = 0.01
 
 # A child that nobody waited for keeps its pid: the kill at the end can hit no stranger.
 _REDIS = 'cd "$1"; shift; redis-server "$@" >>redis.log 2>&1 & echo $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait'
@@ -29,6 +31,16 @@ _KAFKA = (
 
 class ServerAbsent(Exception):
     """A server that the tests need is not installed or does not start. The message says what to do."""
+
+
+def _comes_true(condition: Callable[[], bool]) -> bool:
+    """Wait until `condition` holds, for `START_S` at most; return whether it does."""
+    deadline = time.monotonic() + START_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_S)
+    return True
 
 
 class RedisServer:
@@ -59,13 +71,10 @@ class RedisServer:
         self._keeper = _keep(_REDIS, str(self.directory), *server)
         assert self._keeper.stdout is not None
         self.pid = int(self._keeper.stdout.readline())
-        deadline = time.monotonic() + START_S
-        while not self._answers():
-            if time.monotonic() > deadline or not self.runs():
-                log = (self.directory / "redis.log").read_text()[-2_000:]
-                self.kill()
-                raise ServerAbsent(f"redis-server does not answer on port {self.port}:\n{log}")
-            time.sleep(0.01)
+        if not _comes_true(lambda: self._answers() or not self.runs()) or not self.runs():
+            log = (self.directory / "redis.log").read_text()[-2_000:]
+            self.kill()
+            raise ServerAbsent(f"redis-server does not answer on port {self.port}:\n{log}")
         return self
 
     def runs(self) -> bool:
@@ -81,10 +90,7 @@ class RedisServer:
     def stop(self) -> None:
         """End it as an administrator would; return when it is gone."""
         self.signal(signal.SIGTERM)
-        deadline = time.monotonic() + START_S
-        while self.runs():
-            assert time.monotonic() < deadline, f"redis-server {self.pid} does not end"
-            time.sleep(0.01)
+        assert _comes_true(lambda: not self.runs()), f"redis-server {self.pid} does not end"
         self.kill()
 
     def kill(self) -> None:
