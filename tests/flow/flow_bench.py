@@ -9,13 +9,17 @@ from typing import Any
 from crewline.crews.running import Crew
 from crewline.engine import EngineOptions
 from crewline.events import Capability
-from crewline.guardrail import PolicyRule, PolicySet
+from crewline.guardrail import Approvals, PolicyRule, PolicySet
 from crewline.roster import Agent, Budgets, Roster
 from crewline.testing import until as until
 from crewline_agents.base import CallText, Reply, StepItem, StepRequest, TextDelta, Usage
 from crewline_tools.registry import ToolRegistry
 
 Plan = Callable[[StepRequest], "Reply | Awaitable[Reply]"]
+PAYMENTS_ARE_HELD = PolicySet(
+    [PolicyRule("large", tools=("pay",), action="require_approval", reason="Payments need a person")],
+    approvals=Approvals(("leads",), 3600.0),
+)
 
 
 def calls(*wanted: tuple[str, str]) -> Reply:
@@ -47,6 +51,18 @@ class PlannedBrain:
 
     async def close(self) -> None:
         return None
+
+
+def greets_then_pays() -> PlannedBrain:
+    """A conversation's first turn answers at once; its second one pays 60, and says all that it was told."""
+
+    def first(request: StepRequest) -> Reply:
+        return say("hello") if request.turn == 1 else calls(("pay", '{"amount": 60}'))
+
+    def second(request: StepRequest) -> Reply:
+        return say(" | ".join(message.text for message in request.messages if message.role != "assistant"))
+
+    return PlannedBrain(first, second)
 
 
 class Bench:

@@ -11,19 +11,13 @@ from crewline import tool
 from crewline.crews.running import Crew, Running
 from crewline.engine import EngineOptions
 from crewline.errors import StoreError
-from crewline.guardrail import Approvals, PolicyRule, PolicySet
-from crewline_agents.base import Reply, StepRequest
 from crewline_memory import redis_link
 from crewline_memory.redis_scripts import part_keys
-from flow_bench import Bench, PlannedBrain, calls, say, until
+from flow_bench import PAYMENTS_ARE_HELD, Bench, PlannedBrain, greets_then_pays, until
 from redis.asyncio import Redis
 from servers import RedisServer
 
 paid: list[float] = []
-HOLD = PolicySet(
-    [PolicyRule("large", tools=("pay",), action="require_approval", reason="Payments need a person")],
-    approvals=Approvals(("leads",), 3600.0),
-)
 # Every record is a reason to write, and next to nothing stays in memory: the store is asked all the time.
 OPTIONS = EngineOptions(retry_s_min=0.01, retry_s_max=0.5, poll_s=0.1, snapshot_records=1, states_max=1)
 DESKS = [f"c{n}" for n in range(6)]
@@ -43,20 +37,12 @@ def nothing_paid() -> None:
 
 @pytest.fixture
 def brain() -> PlannedBrain:
-    """A conversation's first turn answers at once; its second one pays, which a person must approve."""
-
-    def first(request: StepRequest) -> Reply:
-        return say("hello") if request.turn == 1 else calls(("pay", '{"amount": 60}'))
-
-    def second(request: StepRequest) -> Reply:
-        return say(" | ".join(message.text for message in request.messages if message.role != "assistant"))
-
-    return PlannedBrain(first, second)
+    return greets_then_pays()
 
 
 @pytest.fixture
 def crew(bench: Bench, brain: PlannedBrain) -> Crew:
-    return bench.crew({"desk": brain}, [pay], policies=HOLD, options=OPTIONS)
+    return bench.crew({"desk": brain}, [pay], policies=PAYMENTS_ARE_HELD, options=OPTIONS)
 
 
 @pytest.fixture
@@ -172,7 +158,7 @@ async def test_turns_that_are_in_memory_go_on_without_the_store(
 ) -> None:
     monkeypatch.setattr(redis_link, "CALL_S", 1.0)
     options = EngineOptions(retry_s_min=0.01, retry_s_max=0.5, poll_s=0.1, snapshot_records=1)
-    crew = bench.crew({"desk": brain}, [pay], policies=HOLD, options=options)
+    crew = bench.crew({"desk": brain}, [pay], policies=PAYMENTS_ARE_HELD, options=options)
     async with crew.up(state=bench.state, store=redis_server.url) as running:
         await answer_first_turns(running)
         if frozen:
@@ -196,7 +182,7 @@ async def test_a_store_that_is_away_is_not_asked_again_at_every_record(
     bench: Bench, brain: PlannedBrain, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = EngineOptions(retry_s_min=0.01, retry_s_max=0.5, poll_s=0.1, snapshot_records=1, snapshot_s=3_600.0)
-    crew = bench.crew({"desk": brain}, [pay], policies=HOLD, options=options)
+    crew = bench.crew({"desk": brain}, [pay], policies=PAYMENTS_ARE_HELD, options=options)
     async with crew.up(state=bench.state, store=redis_server.url) as running:
         await answer_first_turns(running)
         redis_server.kill()

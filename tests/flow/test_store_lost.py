@@ -13,15 +13,9 @@ from crewline import tool
 from crewline.conversation import Conversation
 from crewline.crews.running import Running
 from crewline.engine import EngineOptions
-from crewline.guardrail import Approvals, PolicyRule, PolicySet
-from crewline_agents.base import Reply, StepRequest
-from flow_bench import Bench, PlannedBrain, calls, say, until
+from flow_bench import PAYMENTS_ARE_HELD, Bench, greets_then_pays, until
 
 paid: list[float] = []
-HOLD = PolicySet(
-    [PolicyRule("large", tools=("pay",), action="require_approval", reason="Payments need a person")],
-    approvals=Approvals(("leads",), 3600.0),
-)
 OPTIONS = EngineOptions(retry_s_min=0.01, retry_s_max=0.5, poll_s=0.1, snapshot_records=1, states_max=1)
 DESKS = 12
 
@@ -36,18 +30,6 @@ async def pay(amount: float) -> str:
 @pytest.fixture(autouse=True)
 def nothing_paid() -> None:
     paid.clear()
-
-
-def brain_of() -> PlannedBrain:
-    """A conversation's first turn answers at once; its second one pays, which a person must approve."""
-
-    def first(request: StepRequest) -> Reply:
-        return say("hello") if request.turn == 1 else calls(("pay", '{"amount": 60}'))
-
-    def second(request: StepRequest) -> Reply:
-        return say(" | ".join(message.text for message in request.messages if message.role != "assistant"))
-
-    return PlannedBrain(first, second)
 
 
 # --- what happens to the store between two lives of the crew -----------------------------------
@@ -93,8 +75,8 @@ def other_version(state: Path) -> None:
 async def test_a_crew_goes_on_correctly_whatever_became_of_its_store(
     bench: Bench, harm: Callable[[Path], None], says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    brain = brain_of()
-    crew = bench.crew({"desk": brain}, [pay], policies=HOLD, options=OPTIONS)
+    brain = greets_then_pays()
+    crew = bench.crew({"desk": brain}, [pay], policies=PAYMENTS_ARE_HELD, options=OPTIONS)
     keys = [f"c{n}" for n in range(DESKS)]
     async with crew.up(state=bench.state) as running:
         for key in keys:
@@ -134,8 +116,8 @@ def _states(running: Running) -> dict[str, Conversation]:
 
 
 async def test_a_store_lost_under_a_running_crew_is_written_anew(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    brain = brain_of()
-    crew = bench.crew({"desk": brain}, [pay], policies=HOLD, options=OPTIONS)
+    brain = greets_then_pays()
+    crew = bench.crew({"desk": brain}, [pay], policies=PAYMENTS_ARE_HELD, options=OPTIONS)
     keys = [f"c{n}" for n in range(DESKS)]
     async with crew.up(state=bench.state) as running:
         for key in keys:
@@ -156,8 +138,8 @@ async def test_a_store_lost_under_a_running_crew_is_written_anew(bench: Bench, c
 
 
 async def test_an_old_store_beside_a_new_log_is_not_believed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    brain = brain_of()
-    crew = bench.crew({"desk": brain}, [pay], policies=HOLD, options=OPTIONS)
+    brain = greets_then_pays()
+    crew = bench.crew({"desk": brain}, [pay], policies=PAYMENTS_ARE_HELD, options=OPTIONS)
     keys = [f"c{n}" for n in range(DESKS)]
     async with crew.up(state=bench.state) as running:
         for key in keys:
